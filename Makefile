@@ -1,0 +1,33 @@
+# `make demo` and `make test` set themselves up in .venv; `PYTHON=python3.12 make demo` picks the interpreter.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+DONE := $(VENV)/.installed
+
+.PHONY: demo test test-all lint install clean
+
+demo: install
+	$(PY) bin/demo.py
+
+test: lint
+	$(PY) -m pytest -m "not slow"
+
+test-all: lint
+	$(PY) -m pytest
+
+lint: install
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+install: $(DONE)
+
+$(DONE): setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; write for example PYTHON=python3.12 make demo" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(DONE)
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,311 @@
+"""Metrics against scikit-learn, the oracles, and what must hold for any input."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, roc_auc_score
+
+from vilmedic_ssl import metrics
+from vilmedic_ssl.errors import UserError
+
+ORACLES = Path(__file__).parent / "oracles"
+few = settings(max_examples=40, deadline=None)
+seeds = st.integers(0, 2**32 - 1)
+
+
+def blobs(rows=200, classes=3, dim=8, noise=1.0, seed=0):
+    """Rows around one random centre per class."""
+    rng = np.random.default_rng(seed)
+    centre = np.random.default_rng(99).normal(size=(classes, dim)) * 2
+    y = rng.integers(classes, size=rows)
+    return (centre[y] + noise * rng.normal(size=(rows, dim))).astype(np.float32), y
+
+
+# ---------------------------------------------------------------- ranking
+
+
+@few
+@given(seeds, st.integers(2, 80), st.sampled_from([0, 1, 6]))
+def test_ranking_equals_sklearn_with_ties(seed, rows, decimals):
+    rng = np.random.default_rng(seed)
+    y, score = rng.integers(2, size=rows), np.round(rng.normal(size=rows), decimals)
+    if len(set(y)) == 2:
+        assert metrics.auroc(y, score) == pytest.approx(roc_auc_score(y, score), abs=1e-12)
+        assert metrics.auroc(y, -score) == pytest.approx(1 - metrics.auroc(y, score), abs=1e-12)
+        expected = average_precision_score(y, score)
+        assert metrics.auprc(y, score) == pytest.approx(expected, abs=1e-12)
+    else:
+        assert np.isnan(metrics.auroc(y, score))
+
+
+def test_auroc_equals_the_medmnist_evaluator():
+    seen = np.load(ORACLES / "seeds_medmnist_metrics.npz")
+    binary = metrics.auroc(seen["binary/y"], seen["binary/score"][:, 1])
+    assert binary == pytest.approx(float(seen["binary/auc"]), abs=1e-12)
+    many = metrics.columns(metrics.auroc, seen["multilabel/y"], seen["multilabel/score"])
+    assert metrics.macro(many) == pytest.approx(float(seen["multilabel/auc"]), abs=1e-12)
+    y, score = seen["multi/y"][:, 0], seen["multi/score"]
+    rest = metrics.columns(metrics.auroc, metrics.one_hot(y, score.shape[1]), score)
+    assert metrics.macro(rest) == pytest.approx(float(seen["multi/auc"]), abs=1e-12)
+    assert metrics.accuracy(y, score.argmax(1)) == pytest.approx(float(seen["multi/acc"]))
+
+
+def test_unknown_rows_are_left_out_and_undefined_findings_are_not_zero():
+    y = np.array([[0, 1], [1, 1], [np.nan, 1], [1, 1]])
+    score = np.array([[0.1, 0], [0.9, 0], [9.0, 0], [0.8, 0]])
+    found = metrics.columns(metrics.auroc, y, score)
+    assert found[0] == 1 and np.isnan(found[1]) and metrics.macro(found) == 1
+    assert np.isnan(metrics.macro(np.array([np.nan])))
+
+
+@pytest.mark.parametrize(
+    "y, score", [([0, 1, 2], [1, 2, 3]), ([0, 1], [1]), ([0, 1], [np.nan, 1.0])]
+)
+def test_ranking_refuses(y, score):
+    with pytest.raises(UserError):
+        metrics.auroc(y, score)
+
+
+@few
+@given(seeds)
+def test_balanced_accuracy_equals_sklearn(seed):
+    rng = np.random.default_rng(seed)
+    y, guess = rng.integers(4, size=30), rng.integers(4, size=30)
+    if set(guess) <= set(y):
+        expected = balanced_accuracy_score(y, guess)
+        assert metrics.balanced_accuracy(y, guess) == pytest.approx(expected)
+
+
+# ---------------------------------------------------------------- knn and probe
+
+
+@few
+@given(seeds, st.integers(1, 12))
+def test_knn_equals_the_definition(seed, k):
+    rng = np.random.default_rng(seed)
+    train, test, y = rng.normal(size=(9, 4)), rng.normal(size=(5, 4)), rng.integers(3, size=9)
+    cos = (test / np.linalg.norm(test, axis=1)[:, None]) @ (
+        train / np.linalg.norm(train, axis=1)[:, None]
+    ).T
+    for row, chosen in zip(cos, metrics.knn(train, y, test, k=k, tau=0.07), strict=True):
+        near = np.argsort(-row)[:k]
+        votes = [np.exp(row[near] / 0.07) @ (y[near] == c) for c in range(3)]
+        assert chosen == np.argmax(votes)
+
+
+def test_knn_ties_go_to_the_earlier_row_and_any_labels_work():
+    same = np.ones((6, 2))
+    assert metrics.knn(same, ["b", "b", "a", "a", "a", "a"], same[:1], k=3, tau=0.1) == ["b"]
+    assert metrics.knn(same[:4], [7, 7, 3, 3], same[:1], k=4, tau=1e-4) == [3]
+
+
+def test_knn_findings_vote_on_known_rows_only():
+    x = np.array([[1.0, 0], [0.9, 0.1], [0, 1.0]])
+    y = np.array([[np.nan, np.nan], [1, np.nan], [0, np.nan]])
+    score = metrics.knn_scores(x, y, x[:1], k=1)
+    assert score[0, 0] == 1 and np.isnan(score[0, 1])
+
+
+@pytest.mark.parametrize("k, tau", [(0, 0.1), (3, 0.0)])
+def test_knn_refuses(k, tau):
+    with pytest.raises(UserError, match="k must be at least 1"):
+        metrics.knn(np.ones((3, 2)), [0, 1, 0], np.ones((1, 2)), k=k, tau=tau)
+
+
+def test_probe_learns_classes_and_is_indifferent_to_scale():
+    (x, y), (v, yv), (t, yt) = (blobs(seed=s) for s in (1, 2, 3))
+    p = metrics.linear_probe(x, y, v, yv, t)
+    assert p.shape == (200, 3) and np.allclose(p.sum(axis=1), 1)
+    assert metrics.accuracy(yt, p.argmax(1)) > 0.9
+    stretch = np.geomspace(1e-3, 1e3, x.shape[1])
+    again = metrics.linear_probe(x * stretch + 5, y, v * stretch + 5, yv, t * stretch + 5)
+    assert np.abs(p - again).max() < 1e-2
+
+
+def test_probe_chooses_strong_regularisation_on_noise():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(60, 100)), np.arange(60) % 2
+    v, t = rng.normal(size=(40, 100)), rng.normal(size=(40, 100))
+    p = metrics.linear_probe(x, y, v, np.arange(40) % 2, t)
+    assert np.abs(p - 0.5).max() < 0.25
+
+
+def test_probe_findings_use_known_rows_and_single_classes_score_constant():
+    x, y = blobs(classes=2)
+    findings = np.stack([y, np.ones_like(y), np.full(len(y), np.nan)], axis=1).astype(float)
+    findings[:50, 0] = np.nan
+    p = metrics.linear_probe(x, findings, x, findings, x[:50])
+    alone = metrics.linear_probe(x[50:], findings[50:, :1], x[50:], findings[50:, :1], x[:50])
+    assert np.isnan(p[:, 2]).all() and (p[:, 1] == 1).all()
+    assert metrics.auroc(y[:50], p[:, 0]) > 0.9 and p.shape == (50, 3)
+    assert np.abs(p[:, 0] - alone[:, 0]).max() < 0.1  # only the standardisation saw other rows
+
+
+def test_probe_survives_classes_missing_on_one_side():
+    x, y = blobs(classes=2)
+    assert metrics.linear_probe(x, y, x, np.full(len(y), 2), x).shape == (200, 3)
+    unknown = np.full((len(y), 1), np.nan)
+    p = metrics.linear_probe(x, y[:, None].astype(float), x, unknown, x)
+    assert metrics.auroc(y, p[:, 0]) > 0.9
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_features_that_are_not_finite_are_named(wrong):
+    x, y = blobs(rows=10)
+    x[4, 0] = wrong
+    with pytest.raises(UserError, match="row 4"):
+        metrics.linear_probe(x, y, x, y, x)
+
+
+# ---------------------------------------------------------------- bootstrap
+
+
+def test_bootstrap_covers_the_mean_as_often_as_it_says():
+    rng, covered = np.random.default_rng(0), 0
+    for trial in range(100):
+        _, low, high = metrics.bootstrap(np.mean, rng.normal(size=60), draws=200, seed=trial)
+        covered += low <= 0 <= high
+    assert 87 <= covered <= 99
+
+
+def test_bootstrap_keeps_groups_whole_and_is_wider_for_it():
+    rng = np.random.default_rng(0)
+    x = np.repeat(rng.normal(size=40), 10)
+    groups = [f"p{i}" for i in np.repeat(np.arange(40), 10)]
+    sizes = set()
+    value, low, high = metrics.bootstrap(
+        lambda a: sizes.add(len(a)) or a.mean(), x, groups=groups, draws=300
+    )
+    _, low_1, high_1 = metrics.bootstrap(np.mean, x, draws=300)
+    assert sizes == {400} and value == pytest.approx(x.mean())
+    assert high - low > 2 * (high_1 - low_1)
+
+
+def test_bootstrap_of_ragged_groups_draws_whole_groups():
+    groups, x = np.array([0, 1, 1, 2, 2, 2]), np.arange(6)
+
+    def whole(rows):
+        count = np.bincount(rows, minlength=6)
+        assert count[1] == count[2] and count[3] == count[4] == count[5]
+        return 0.0
+
+    metrics.bootstrap(whole, x, groups=groups, draws=50)
+
+
+def test_paired_difference_is_narrower_than_either_score():
+    rng = np.random.default_rng(1)
+    y = rng.integers(2, size=200)
+    a = y + rng.normal(size=200)
+    b = a + 0.05 * rng.normal(size=200)
+    low, high = metrics.bootstrap(
+        lambda y, a, b: metrics.auroc(y, a) - metrics.auroc(y, b), y, a, b
+    )[1:]
+    low_a, high_a = metrics.bootstrap(metrics.auroc, y, a)[1:]
+    assert high - low < (high_a - low_a) / 3
+
+
+def test_bootstrap_redraws_what_is_undefined_and_counts_it():
+    y, score = np.array([1] + [0] * 9), np.arange(10.0)[::-1]
+    found = metrics.resample(metrics.auroc, y, score, draws=100)
+    assert len(found.draws) == 100 and not np.isnan(found.draws).any() and found.redrawn > 20
+    assert np.isnan(metrics.bootstrap(metrics.auroc, np.zeros(10), score)).all()
+    value, low, high = metrics.bootstrap(np.mean, score, groups=["one"] * 10)
+    assert value == 4.5 and np.isnan(low) and np.isnan(high)
+
+
+def test_bootstrap_is_reproducible_and_refuses_ragged_arrays():
+    x = np.random.default_rng(0).normal(size=30)
+    assert metrics.bootstrap(np.median, x, seed=3) == metrics.bootstrap(np.median, x, seed=3)
+    assert metrics.bootstrap(np.median, x, seed=3) != metrics.bootstrap(np.median, x, seed=4)
+    with pytest.raises(UserError):
+        metrics.bootstrap(np.mean, x, groups=["a"])
+
+
+# ---------------------------------------------------------------- retrieval, calibration, grounding
+
+
+def test_retrieval_perfect_duplicate_and_collapsed():
+    x = np.eye(20)
+    perfect = metrics.retrieval(x, x)
+    assert perfect["image_to_text/R@1"] == perfect["text_to_image/R@1"] == 1
+    assert perfect["image_to_text/median_rank"] == 1 and perfect["duplicate_ceiling"] == 1
+    twice = np.repeat(x, 2, axis=0)
+    merged = metrics.retrieval(twice, twice, text_ids=np.repeat(np.arange(20), 2))
+    assert merged["image_to_text/R@1"] == 1 and merged["texts"] == 20
+    assert merged["duplicate_ceiling"] == 0.5
+    assert metrics.retrieval(twice, twice)["image_to_text/mean_rank"] == 1.5
+    flat = metrics.retrieval(np.ones((21, 4)), np.ones((21, 4)), ks=(1, 10))
+    assert flat["text_to_image/R@10"] == 0 and flat["text_to_image/mean_rank"] == 11
+    with pytest.raises(UserError):
+        metrics.retrieval(x, x[:3])
+
+
+@few
+@given(seeds, st.integers(1, 20))
+def test_ece_is_the_equal_mass_definition_and_ignores_row_order(seed, bins):
+    rng = np.random.default_rng(seed)
+    p, y = rng.random(60), rng.integers(2, size=60)
+    order = np.argsort(p)
+    parts = zip(np.array_split(p[order], bins), np.array_split(y[order], bins), strict=True)
+    expected = sum(abs(a.mean() - b.mean()) * len(a) for a, b in parts) / 60
+    assert metrics.ece(y, p, bins=bins) == pytest.approx(expected)
+    mixed, coarse = rng.permutation(60), np.round(p, 1)
+    again = metrics.ece(y[mixed], coarse[mixed], bins=bins)
+    assert metrics.ece(y, coarse, bins=bins) == pytest.approx(again)
+
+
+def test_calibration_of_classes_constants_and_nonsense():
+    p = np.array([[0.7, 0.3], [0.2, 0.8], [0.6, 0.4]])
+    assert metrics.ece([0, 1, 0], p, bins=1) == pytest.approx(0.3)
+    assert metrics.ece([0, 1, 0, 1], np.full(4, 0.5)) == 0
+    assert metrics.brier([1, 0, np.nan], [0.8, 0.4, 0.0]) == pytest.approx(0.1)
+    with pytest.raises(UserError, match="sigmoid"):
+        metrics.ece([0, 1], [-3.0, 2.0])
+
+
+def test_cnr_by_hand_nan_excluded_and_edge_cases():
+    heat = np.array([[4.0, 6.0], [1.0, 3.0]])
+    mask = np.array([[1, 1], [0, 0]])
+    assert metrics.grounding_cnr(heat, mask) == pytest.approx(3 / np.sqrt(2))
+    assert metrics.grounding_cnr(10 * heat + 7, mask) == pytest.approx(3 / np.sqrt(2))
+    framed = np.pad(heat, 1, constant_values=np.nan)
+    assert metrics.grounding_cnr(framed, np.pad(mask, 1)) == pytest.approx(3 / np.sqrt(2))
+    assert metrics.grounding_cnr(np.ones((2, 2)), mask) == 0
+    assert metrics.grounding_cnr(mask, mask) == np.inf
+    assert np.isnan(metrics.grounding_cnr(heat, np.zeros((2, 2))))
+    with pytest.raises(UserError):
+        metrics.grounding_cnr(heat, mask[:1])
+
+
+# ---------------------------------------------------------------- health
+
+
+def test_health_at_both_ends():
+    even, dead = np.eye(16), np.ones((16, 16))
+    assert metrics.effective_rank(even) == pytest.approx(16)
+    assert metrics.effective_rank(dead) == pytest.approx(1)
+    assert metrics.effective_rank(0 * dead) == 0
+    wide = np.random.default_rng(0).normal(size=(4000, 16))
+    assert metrics.feature_std(wide) == pytest.approx(0.25, rel=0.02)
+    assert metrics.feature_std(dead) == pytest.approx(0) == metrics.uniformity(dead)
+    assert metrics.uniformity(wide) < -2 and metrics.alignment(wide, 3 * wide) == pytest.approx(0)
+    assert metrics.alignment(even, -even) == pytest.approx(4)
+
+
+def test_purity_and_silhouette_follow_the_classes():
+    x, y = blobs(noise=0.3)
+    assert metrics.knn_purity(x, y) > 0.95 and metrics.silhouette(x, y) > 0.5
+    shuffled = np.random.default_rng(0).permutation(y)
+    assert metrics.knn_purity(x, shuffled) < 0.45 and metrics.silhouette(x, shuffled) < 0.05
+    assert np.isnan(metrics.silhouette(x, np.zeros(len(x))))
+    assert np.isnan(metrics.knn_purity(x, y, groups=["one"] * len(x)))
+
+
+def test_purity_does_not_count_the_same_patient():
+    x = np.repeat(np.random.default_rng(0).normal(size=(50, 8)), 4, axis=0)
+    y, patient = np.repeat(np.arange(50) % 2, 4), np.repeat(np.arange(50), 4)
+    assert metrics.knn_purity(x, y, k=3) == 1
+    assert metrics.knn_purity(x, y, k=3, groups=patient) < 0.75

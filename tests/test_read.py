@@ -1,0 +1,392 @@
+"""read_image on every format and on every way a file can be wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+import torch
+from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.sequence import Sequence
+from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, SecondaryCaptureImageStorage
+
+from vilmedic_ssl.data.paths import safe_join
+from vilmedic_ssl.data.read import channels_of, read_image
+from vilmedic_ssl.errors import UserError
+
+RAMP = np.arange(0, 4096, 16, dtype=np.uint16).reshape(16, 16)
+GREY8 = np.arange(256, dtype=np.uint8).reshape(16, 16)
+COLOUR8 = np.stack([GREY8, GREY8[::-1], GREY8.T], -1)
+
+
+def write_dicom(path: Path, stored: np.ndarray, *, bits: int = 12, **tags: object) -> Path:
+    """A minimal valid file; `tags` overrides or adds any keyword, None removes it."""
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.SOPClassUID = SecondaryCaptureImageStorage
+    data.SOPInstanceUID = pydicom.uid.generate_uid()
+    data.PatientName = "Nobody^Known"
+    data.Rows, data.Columns = stored.shape[:2]
+    data.SamplesPerPixel = 1 if stored.ndim == 2 else 3
+    if stored.ndim == 3:
+        data.PlanarConfiguration = 0
+    data.PhotometricInterpretation = "MONOCHROME2" if stored.ndim == 2 else "RGB"
+    data.BitsAllocated = 8 * stored.dtype.itemsize
+    data.BitsStored, data.HighBit = bits, bits - 1
+    data.PixelRepresentation = int(stored.dtype.kind == "i")
+    data.PixelData = stored.tobytes()
+    data["PixelData"].VR = "OW"
+    for keyword, value in tags.items():
+        setattr(data, keyword, value)
+    data.save_as(path, enforce_file_format=True)
+    return path
+
+
+def lut(descriptor: list[int], table: np.ndarray) -> Sequence:
+    item = Dataset()
+    item.add_new("LUTDescriptor", "US", descriptor)
+    item.add_new("LUTData", "OW", table.astype("<u2").tobytes())
+    return Sequence([item])
+
+
+def close(image: torch.Tensor, expected: np.ndarray, tolerance: float = 1e-6) -> bool:
+    assert image.dtype == torch.float32 and image.shape == (1, *expected.shape)
+    return bool(np.abs(image[0].numpy() - expected).max() <= tolerance)
+
+
+FILES = {
+    "grey8.png": (GREY8, GREY8 / 255),
+    "grey16.png": (RAMP, RAMP / 65535),
+    "grey16.tif": (RAMP, RAMP / 65535),
+    "grey8.bmp": (GREY8, GREY8 / 255),
+    "grey8.tiff": (GREY8, GREY8 / 255),
+    "float.tif": (GREY8.astype(np.float32) * 3, GREY8 / 255),
+    "bits.png": (GREY8 > 99, GREY8 > 99),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_lossless_files_are_exact(tmp_path: Path, name: str) -> None:
+    array, expected = FILES[name]
+    Image.fromarray(array).save(tmp_path / name)
+    assert close(read_image(tmp_path / name), expected)
+    assert channels_of(tmp_path / name) == 1
+    rgb = read_image(tmp_path / name, mode="rgb")
+    assert rgb.shape == (3, 16, 16) and torch.equal(rgb[0], rgb[2])
+
+
+def test_jpeg_without_an_extension(tmp_path: Path) -> None:
+    path = tmp_path / "film"
+    Image.fromarray(GREY8).save(path, format="JPEG", quality=95)
+    assert close(read_image(path), GREY8 / 255, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        (GREY8, GREY8 / 255),
+        (RAMP, RAMP / 65535),
+        (RAMP.astype(np.int16) - 1000, RAMP / 4080),
+        (GREY8 / 510, GREY8 / 510),
+        (np.full((4, 4), 7.0), np.zeros((4, 4))),
+    ],
+    ids=["uint8", "uint16", "int16", "unit float", "constant"],
+)
+def test_npy(tmp_path: Path, array: np.ndarray, expected: np.ndarray) -> None:
+    np.save(tmp_path / "a.npy", array)
+    assert close(read_image(tmp_path / "a.npy"), expected)
+    assert channels_of(tmp_path / "a.npy") == 1
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1)], ids=["HWC", "CHW"])
+def test_npy_colour_in_either_layout(tmp_path: Path, axes: tuple[int, ...]) -> None:
+    np.save(tmp_path / "a.npy", COLOUR8.transpose(axes))
+    expected = torch.from_numpy(COLOUR8.transpose(2, 0, 1) / np.float32(255))
+    assert torch.allclose(read_image(tmp_path / "a.npy", mode="rgb"), expected)
+    assert channels_of(tmp_path / "a.npy") == 3
+
+
+def test_colour_becomes_grey_by_luma_and_alpha_is_dropped(tmp_path: Path) -> None:
+    Image.fromarray(COLOUR8).save(tmp_path / "rgb.png")
+    luma = COLOUR8 @ np.array([0.299, 0.587, 0.114]) / 255
+    assert close(read_image(tmp_path / "rgb.png"), luma)
+    assert channels_of(tmp_path / "rgb.png") == 3
+    alpha = np.dstack([COLOUR8, np.zeros_like(GREY8)])
+    Image.fromarray(alpha).save(tmp_path / "rgba.png")
+    assert close(read_image(tmp_path / "rgba.png"), luma)
+    Image.fromarray(np.dstack([GREY8, GREY8])).save(tmp_path / "la.png")
+    assert close(read_image(tmp_path / "la.png"), GREY8 / 255)
+
+
+def test_grey_stored_as_rgb_or_palette_counts_as_grey(tmp_path: Path) -> None:
+    Image.fromarray(np.dstack([GREY8] * 3)).save(tmp_path / "rgb.png")
+    Image.fromarray(GREY8).convert("P").save(tmp_path / "palette.png")
+    for name in ("rgb.png", "palette.png"):
+        assert channels_of(tmp_path / name) == 1
+        assert close(read_image(tmp_path / name), GREY8 / np.float32(255), 0)
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png", "tif"])
+def test_exif_orientation_is_applied_once(tmp_path: Path, extension: str) -> None:
+    image = Image.fromarray(np.repeat(np.repeat(GREY8[:2, :2] * 100, 16, 0), 24, 1))
+    exif = Image.Exif()
+    exif[274] = 6  # turn by 90 degrees
+    image.save(tmp_path / f"a.{extension}", exif=exif)
+    turned = np.rot90(np.asarray(image), -1) / 255
+    assert close(read_image(tmp_path / f"a.{extension}"), turned, 0.1)
+
+
+# DICOM ------------------------------------------------------------------------------------------
+
+
+def test_dicom_without_window_uses_the_range_of_the_data(tmp_path: Path) -> None:
+    path = write_dicom(tmp_path / "a.dcm", RAMP // 2 + 100)
+    assert close(read_image(path), RAMP / 4080, 1e-3)
+    assert channels_of(path) == 1
+
+
+def test_monochrome1_and_inverse_shape_invert_once(tmp_path: Path) -> None:
+    expected = 1 - RAMP / 4080
+    for tags in (
+        {"PhotometricInterpretation": "MONOCHROME1"},
+        {"PhotometricInterpretation": "MONOCHROME1", "PresentationLUTShape": "INVERSE"},
+        {"PhotometricInterpretation": "MONOCHROME1", "PresentationLUTShape": "IDENTITY"},
+        {"PresentationLUTShape": "INVERSE"},
+    ):
+        assert close(read_image(write_dicom(tmp_path / "a.dcm", RAMP, **tags)), expected)
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        ("LINEAR", np.clip((RAMP - 1999.5) / 999 + 0.5, 0, 1)),
+        ("LINEAR_EXACT", np.clip((RAMP - 2000.0) / 1000 + 0.5, 0, 1)),
+        ("SIGMOID", 1 / (1 + np.exp(-4 * (RAMP - 2000.0) / 1000))),
+    ],
+)
+def test_window_functions(tmp_path: Path, function: str, expected: np.ndarray) -> None:
+    tags = {"WindowCenter": [2000, 5], "WindowWidth": [1000, 9], "VOILUTFunction": function}
+    assert close(read_image(write_dicom(tmp_path / "a.dcm", RAMP, **tags)), expected)
+    tags["PhotometricInterpretation"] = "MONOCHROME1"
+    assert close(read_image(write_dicom(tmp_path / "a.dcm", RAMP, **tags)), 1 - expected)
+
+
+def test_rescale_comes_before_the_window(tmp_path: Path) -> None:
+    tags = {"RescaleSlope": "2", "RescaleIntercept": "-1000"}
+    tags |= {"WindowCenter": "40", "WindowWidth": "400"}
+    expected = np.clip((RAMP * 2.0 - 1000 - 39.5) / 399 + 0.5, 0, 1)
+    assert close(read_image(write_dicom(tmp_path / "a.dcm", RAMP, **tags)), expected)
+
+
+def test_signed_values(tmp_path: Path) -> None:
+    stored = RAMP.astype(np.int16) - 2040
+    assert close(read_image(write_dicom(tmp_path / "a.dcm", stored)), RAMP / 4080)
+
+
+def test_sixteen_bits_are_kept(tmp_path: Path) -> None:
+    stored = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    image = read_image(write_dicom(tmp_path / "a.dcm", stored, bits=16))
+    assert len(torch.unique(image)) == 65536
+
+
+def test_unusable_window_is_ignored(tmp_path: Path) -> None:
+    tags = {"WindowCenter": "0", "WindowWidth": "0"}
+    assert close(read_image(write_dicom(tmp_path / "a.dcm", RAMP, **tags)), RAMP / 4080)
+
+
+def test_voi_table_of_8_bits_on_12_bit_values_does_not_wrap(tmp_path: Path) -> None:
+    table = np.linspace(255, 0, 4096).astype(np.uint16)
+    path = write_dicom(tmp_path / "a.dcm", RAMP, VOILUTSequence=lut([4096, 0, 8], table))
+    assert close(read_image(path), table[RAMP] / 255)
+
+
+def test_modality_table_then_range(tmp_path: Path) -> None:
+    table = np.linspace(0, 60000, 4096).astype(np.uint16)
+    path = write_dicom(tmp_path / "a.dcm", RAMP, ModalityLUTSequence=lut([4096, 0, 16], table))
+    mapped = table[RAMP].astype(float)
+    assert close(read_image(path), mapped / mapped.max())
+
+
+def test_padding_is_black_and_outside_the_range(tmp_path: Path) -> None:
+    stored = RAMP + 5
+    stored[0, 0] = 0
+    for photometric in ("MONOCHROME1", "MONOCHROME2"):
+        tags = {"PixelPaddingValue": 0, "PhotometricInterpretation": photometric}
+        image = read_image(write_dicom(tmp_path / "a.dcm", stored, bits=13, **tags))
+        assert image[0, 0, 0] == 0 and image.max() == 1
+        assert image[0, 0, 1] == (0 if photometric == "MONOCHROME2" else 1)
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_constant_dicom_is_zeros(tmp_path: Path, photometric: str) -> None:
+    path = write_dicom(tmp_path / "a.dcm", RAMP * 0 + 9, PhotometricInterpretation=photometric)
+    assert close(read_image(path), np.zeros((16, 16)))
+
+
+def test_dicom_colour_ybr_and_palette(tmp_path: Path) -> None:
+    path = write_dicom(tmp_path / "rgb.dcm", COLOUR8, bits=8)
+    expected = torch.from_numpy(COLOUR8.transpose(2, 0, 1) / np.float32(255))
+    assert torch.allclose(read_image(path, mode="rgb"), expected)
+    assert channels_of(path) == 3
+    ybr = np.asarray(Image.fromarray(COLOUR8).convert("YCbCr"))
+    tags = {"PhotometricInterpretation": "YBR_FULL"}
+    path = write_dicom(tmp_path / "ybr.dcm", ybr, bits=8, **tags)
+    assert (read_image(path, mode="rgb") - expected).abs().max() < 3 / 255
+    tags = {"PhotometricInterpretation": "PALETTE COLOR"}
+    for colour, table in zip(("Red", "Green", "Blue"), (1, 2, 3), strict=True):
+        name = f"{colour}PaletteColorLookupTable"
+        tags |= {f"{name}Descriptor": [256, 0, 16]}
+        tags |= {f"{name}Data": (np.arange(256) * 80 * table).astype("<u2").tobytes()}
+    path = write_dicom(tmp_path / "palette.dcm", GREY8, bits=8, **tags)
+    image = read_image(path, mode="rgb")
+    assert torch.allclose(image[2], torch.from_numpy(GREY8 * (240 / 65535)).float())
+    assert channels_of(path) == 3
+
+
+def test_dicom_by_its_mark(tmp_path: Path) -> None:
+    path = write_dicom(tmp_path / "IM000001", RAMP)
+    assert close(read_image(path), RAMP / 4080)
+
+
+def test_the_patient_is_never_read(tmp_path: Path) -> None:
+    from vilmedic_ssl.data import dicom
+
+    data = dicom._read(write_dicom(tmp_path / "a.dcm", RAMP))
+    assert "PatientName" not in data and "SOPInstanceUID" not in data
+
+
+# Refusals ---------------------------------------------------------------------------------------
+
+
+def refused(path: Path, *words: str) -> None:
+    for call in (read_image, channels_of):
+        with pytest.raises(UserError) as caught:
+            call(path)
+        message = str(caught.value)
+        assert str(path) in message and "\n" not in message
+        assert all(word in message for word in words), message
+
+
+def test_missing_folder_empty_and_unknown(tmp_path: Path) -> None:
+    refused(tmp_path / "no.png", "no such file")
+    refused(tmp_path, "folder")
+    for name in ("empty.png", "empty.dcm", "empty.npy", "empty"):
+        (tmp_path / name).touch()
+        refused(tmp_path / name)
+    (tmp_path / "text.jpg").write_text("not a picture")
+    refused(tmp_path / "text.jpg", "not a PNG")
+    (tmp_path / "text.dcm").write_text("not a picture")
+    refused(tmp_path / "text.dcm")
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg", "tif", "bmp", "dcm", "npy"])
+def test_truncated(tmp_path: Path, extension: str) -> None:
+    path = tmp_path / f"a.{extension}"
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    if extension == "dcm":
+        write_dicom(path, noise, bits=8)
+    elif extension == "npy":
+        np.save(path, noise)
+    else:
+        Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * 0.6)])
+    with pytest.raises(UserError, match="truncated, corrupt") as caught:
+        read_image(path)
+    assert str(path) in str(caught.value)
+
+
+def test_corrupt_png(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)).save(path)
+    raw = bytearray(path.read_bytes())
+    raw[200:400] = bytes(200)
+    path.write_bytes(bytes(raw))
+    with pytest.raises(UserError, match="truncated, corrupt"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("extension", ["png", "npy", "dcm"])
+def test_pixel_limit(tmp_path: Path, extension: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / f"a.{extension}"
+    {
+        "png": lambda: Image.fromarray(GREY8).save(path),
+        "npy": lambda: np.save(path, COLOUR8),
+        "dcm": lambda: write_dicom(path, COLOUR8, bits=8),
+    }[extension]()
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    refused(path, "too many pixels")
+
+
+def test_multi_frame_and_multi_page(tmp_path: Path) -> None:
+    stack = np.zeros((32, 16), np.uint16)
+    refused(write_dicom(tmp_path / "a.dcm", stack, Rows=16, NumberOfFrames=2), "2 frames")
+    pages = [Image.fromarray(GREY8), Image.fromarray(GREY8)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    with pytest.raises(UserError, match="2 pages"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_dicom_without_pixels_or_of_unknown_colour(tmp_path: Path) -> None:
+    path = write_dicom(tmp_path / "a.dcm", RAMP, PhotometricInterpretation="CMYK")
+    refused(path, "'CMYK'", "MONOCHROME1")
+    data = pydicom.dcmread(path)
+    del data.Rows, data.Columns, data.PixelData
+    data.save_as(tmp_path / "b.dcm")
+    refused(tmp_path / "b.dcm", "no picture")
+
+
+def test_missing_codec_says_what_to_install(tmp_path: Path) -> None:
+    from pydicom.encaps import encapsulate
+    from pydicom.pixels import get_decoder
+
+    if get_decoder(JPEGLSLossless).is_available:
+        pytest.skip("the codec is installed")
+    path = write_dicom(tmp_path / "a.dcm", RAMP)
+    data = pydicom.dcmread(path)
+    data.file_meta.TransferSyntaxUID = JPEGLSLossless
+    data.PixelData = encapsulate([b"\xff\xd8\xff\xd9"])
+    data["PixelData"].is_undefined_length = True
+    data.save_as(path)
+    with pytest.raises(UserError, match=r"pip install 'vilmedic_ssl\[dicom\]'"):
+        read_image(path)
+
+
+def test_pickles_and_strange_arrays(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.array([{}], dtype=object))
+    refused(tmp_path / "a.npy", "pickle")
+    np.save(tmp_path / "b.npy", np.zeros((6, 6, 2)))
+    refused(tmp_path / "b.npy", "(6, 6, 2)")
+    np.save(tmp_path / "c.npy", np.full((4, 4), np.nan))
+    refused(tmp_path / "c.npy", "NaN")
+
+
+def test_unknown_mode(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="gray"):
+        read_image(tmp_path / "a.png", mode="grey")  # type: ignore[arg-type]
+
+
+def test_import_does_not_load_pydicom() -> None:
+    code = "import sys, vilmedic_ssl.data.read; sys.exit('pydicom' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# Paths ------------------------------------------------------------------------------------------
+
+
+def test_safe_join(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "in").mkdir(parents=True)
+    (tmp_path / "secret.png").touch()
+    (root / "link.png").symlink_to(tmp_path / "secret.png")
+    (root / "inner.png").symlink_to(root / "in")
+    assert safe_join(root, "in/../in/a.png") == (root / "in/a.png").resolve()
+    assert safe_join(root, "inner.png") == (root / "in").resolve()
+    for bad in ("../secret.png", "in/../../x", "/etc/passwd", "link.png", "C:\\x", "a\0b"):
+        with pytest.raises(UserError):
+            safe_join(root, bad)

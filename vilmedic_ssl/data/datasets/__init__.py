@@ -1,0 +1,1 @@
+"""Datasets by proto; `Context` says for which split and purpose one is built."""

@@ -1,0 +1,150 @@
+"""One table, one row per image: patient, study, view, path, report, split and labels."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from vilmedic_ssl.compat import require
+from vilmedic_ssl.data.datasets.base import Context, ImageFiles, ImageRecords
+from vilmedic_ssl.data.paths import safe_join
+from vilmedic_ssl.data.splits import FRACTIONS, split_patients
+from vilmedic_ssl.data.transforms import Transform
+from vilmedic_ssl.errors import ConfigError, MissingSplit, UserError
+from vilmedic_ssl.registry import closest, proto
+
+Row = dict[str, str]
+Policy = Literal["ignore", "positive", "negative"]
+VALUE = {"ignore": np.nan, "positive": 1.0, "negative": 0.0}
+
+
+def read_table(path: str | Path) -> list[Row]:
+    """The rows of a CSV or Parquet file, every value as text, blank for missing.
+
+    Raises:
+        UserError: missing, empty or ragged file, or one that is not UTF-8.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(
+            f"dataset.manifest: there is no {path}; write the path of a CSV or Parquet file"
+        )
+    if path.suffix == ".parquet":
+        table = require("pyarrow.parquet", extra="scale").read_table(path).to_pylist()
+        return [
+            {key: "" if value is None else str(value) for key, value in row.items()}
+            for row in table
+        ]
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a readable CSV file ({error}); save it as UTF-8") from error
+    for number, row in enumerate(rows, start=2):
+        if None in row or None in row.values():
+            raise UserError(
+                f"{path}, line {number}: not as many values as column names; quote commas in texts"
+            )
+    if not rows:
+        raise UserError(f"{path} has no rows; write one per image below the column names")
+    return [{(key or "").strip(): value.strip() for key, value in row.items()} for row in rows]
+
+
+@proto
+class Manifest(ImageRecords):
+    """Images, reports and labels from one table.
+
+    Attributes:
+        manifest: CSV or Parquet file with a `path` column; patient, study, view, report, split and
+            labels as present.
+        root: folder the paths are relative to; null = the manifest's folder.
+        labels: columns with 1, 0, -1 (uncertain) or blank, for a multi-label task.
+        label: one column with a class name, for a single-label task.
+        uncertain: what -1 becomes: ignore (unknown), positive or negative; one word, or one per
+            column.
+        blank: what an empty cell becomes, likewise.
+        filter: values to keep per column, for example {view: [PA, AP]}.
+        fractions: share of the splits, made by patient, when there is no `split` column.
+        transform: how files become tensors.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        *,
+        manifest: str,
+        root: str | None = None,
+        labels: list[str] = (),  # type: ignore[assignment]
+        label: str | None = None,
+        uncertain: Policy | dict[str, Policy] = "ignore",
+        blank: Policy | dict[str, Policy] = "negative",
+        filter: dict[str, Any] = {},  # noqa: B006 (never written to)
+        fractions: dict[str, float] = FRACTIONS,  # noqa: B006 (never written to)
+        transform: Transform = Transform(),  # noqa: B008 (frozen)
+    ):
+        table = read_table(manifest)
+        self.where, columns = manifest, list(table[0])
+        for column in ["path", *labels, *([label] if label else []), *filter]:
+            if column not in columns:
+                raise UserError(f"{manifest} has no column {column!r}; {closest(column, columns)}")
+        if labels and label:
+            raise ConfigError("dataset.labels and dataset.label exclude each other; keep one")
+        if "split" not in columns:
+            table = split_patients(table, fractions=fractions)
+        kept = [row for row in table if all(_keeps(row[c], wanted) for c, wanted in filter.items())]
+        rows = [row for row in kept if row["split"] == context.split]
+        if not rows:
+            there = sorted({row["split"] for row in kept})
+            hint = (
+                f"splits there: {', '.join(there)}"
+                if there
+                else f"dataset.filter {dict(filter)} keeps none"
+            )
+            raise MissingSplit(f"{manifest}: no row for split {context.split!r}; {hint}")
+        self.split, self.ids = context.split, [row["path"] for row in rows]
+        if len(set(self.ids)) < len(rows):
+            twice = next(name for name in self.ids if self.ids.count(name) > 1)
+            raise UserError(
+                f"{manifest}: {twice} stands in two rows of split {context.split!r}; keep one"
+            )
+        self.patients = [row["patient"] for row in rows] if "patient" in columns else None
+        self.reports = [row.get("report", "") for row in rows]
+        if labels:
+            self.label_names = list(labels)
+            cells = [[self._cell(row, c, uncertain, blank) for c in labels] for row in rows]
+            self.labels = np.array(cells, dtype=np.float32)
+        elif label:
+            self.label_names = sorted({row[label] for row in kept})
+            number = {name: i for i, name in enumerate(self.label_names)}
+            self.labels = np.array([number[row[label]] for row in rows], dtype=np.int64)
+        base = Path(root) if root else Path(manifest).parent
+        self.files = ImageFiles([safe_join(base, row["path"]) for row in rows], transform, context)
+
+    def _cell(self, row: Row, column: str, uncertain: Any, blank: Any) -> float:
+        """1, 0 or nan for one label cell."""
+        text = row[column]
+        try:
+            value = float(text) if text else None
+        except ValueError:
+            value = 2.0
+        if value in (0.0, 1.0):
+            return value  # type: ignore[return-value]
+        if value not in (None, -1.0):
+            raise UserError(
+                f"{self.where}, {row['path']}: {column} is {text!r}; write 1, 0, -1 or nothing"
+            )
+        policy = blank if value is None else uncertain
+        return VALUE[policy.get(column, "ignore") if isinstance(policy, dict) else policy]
+
+    def item(self, index: int, seed: int) -> dict[str, Any]:
+        return {**super().item(index, seed), "text": self.reports[index]}
+
+    def content(self) -> Any:
+        return [super().content(), self.reports]
+
+
+def _keeps(value: str, wanted: Any) -> bool:
+    return value in [str(w) for w in (wanted if isinstance(wanted, list) else [wanted])]

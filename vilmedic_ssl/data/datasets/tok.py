@@ -1,0 +1,277 @@
+"""ViLMedic's layout: `<root>/<split>.<file>`, line n of every file is sample n."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vilmedic_ssl.data.datasets.base import (
+    Context,
+    ImageFiles,
+    ImageRecords,
+    MedicalDataset,
+    patients_of,
+)
+from vilmedic_ssl.data.paths import safe_join
+from vilmedic_ssl.data.transforms import Transform
+from vilmedic_ssl.errors import ConfigError, MissingSplit, UserError
+from vilmedic_ssl.registry import proto
+
+SPLITS = ("train", "validate", "test")
+
+
+def read_lines(root: str, split: str, file: str) -> list[str]:
+    """The lines of `<root>/<split>.<file>`, UTF-8, blank ones kept.
+
+    Raises:
+        MissingSplit: no such file; the sentence lists the splits there are.
+        UserError: empty, or not UTF-8.
+    """
+    path = Path(root) / f"{split}.{file}"
+    if not path.is_file():
+        there = sorted(p.name.removesuffix(f".{file}") for p in Path(root).glob(f"*.{file}"))
+        hint = f"splits there: {', '.join(there)}" if there else "set dataset root and file"
+        raise MissingSplit(f"there is no {path}; {hint}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
+    lines = text.removesuffix("\n").split("\n") if text else []
+    if not lines:
+        raise UserError(f"{path} is empty; write one line per sample, or leave the split out")
+    return [line.rstrip("\r") for line in lines]
+
+
+def same_length(split: str, **parts: MedicalDataset) -> None:
+    """Refuse paired files of different length."""
+    lengths = {name: len(part) for name, part in parts.items()}
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{name} {n}" for name, n in lengths.items())
+        raise UserError(
+            f"split {split!r}: paired files differ in their number of lines ({told}); align them"
+        )
+
+
+@proto
+class ImageDataset(ImageRecords):
+    """Images named line by line.
+
+    Attributes:
+        root, file: `<root>/<split>.<file>` lists one image path per line.
+        image_path: folder the lines are relative to.
+        ext: appended to lines that carry no extension, for example .jpg.
+        resize, crop: short side after reading and side of the crop, pixels.
+        custom_transform_train, custom_transform_validate: preset name or list of transforms; null
+            = resize, random crop, flip for training and resize to the crop for evaluation.
+        views: random views per image in training.
+        channels, mean, std, load_memory: as in `transform` of the other datasets.
+        patient_pattern: regular expression whose group 1 (or match) in the line names the patient.
+    """
+
+    KEY_ALIASES = {"custom_transform_val": "custom_transform_validate"}
+
+    def __init__(
+        self,
+        context: Context,
+        *,
+        root: str,
+        file: str,
+        image_path: str = "",
+        ext: str | None = None,
+        resize: int | list[int] = 256,
+        crop: int | list[int] = 224,
+        custom_transform_train: str | list[Any] | None = None,
+        custom_transform_validate: str | list[Any] | None = None,
+        views: int = 1,
+        channels: str = "auto",
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        load_memory: bool = False,
+        patient_pattern: str | None = None,
+    ):
+        if channels not in ("auto", "gray", "rgb"):
+            raise ConfigError(f"dataset.channels: {channels!r} is not one of 'auto', 'gray', 'rgb'")
+        lines = read_lines(root, context.split, file)
+        folder = Path(image_path)
+        paths = []
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                raise UserError(
+                    f"{root}/{context.split}.{file}, line {number}: blank; every line names an "
+                    "image"
+                )
+            path = safe_join(folder, line.strip())
+            paths.append(path.with_name(path.name + ext) if ext and not path.suffix else path)
+        self.split, self.ids = context.split, [line.strip() for line in lines]
+        self.patients = patients_of(self.ids, patient_pattern)
+        transform = Transform(
+            resize=resize,
+            crop=crop,
+            train=custom_transform_train,
+            evaluate=custom_transform_validate,
+            views=views,
+            channels=channels,  # type: ignore[arg-type]
+            mean=mean,
+            std=std,
+            load_memory=load_memory,
+        )
+        self.files = ImageFiles(paths, transform, context)
+
+
+@proto
+class TextDataset(MedicalDataset):
+    """Reports line by line, tokenised.
+
+    Attributes:
+        root, file: `<root>/<split>.<file>` holds one report per line.
+        tokenizer: a transformers folder or hub name; null builds a word vocabulary from the
+            training split and keeps it in the run folder.
+        tokenizer_max_len: pad and truncate to this many tokens; null pads to the longest of the
+            batch.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        *,
+        root: str,
+        file: str,
+        tokenizer: str | None = None,
+        tokenizer_max_len: int | None = None,
+    ):
+        from vilmedic_ssl.data.tokenizers import load_tokenizer, word_tokenizer
+
+        self.split, self.max_len = context.split, tokenizer_max_len
+        self.texts = [" ".join(line.split()) for line in read_lines(root, context.split, file)]
+        self.ids = [str(i) for i in range(len(self.texts))]
+        if tokenizer is not None:
+            self.tokenizer = load_tokenizer(tokenizer)
+        else:
+            self.tokenizer = word_tokenizer(
+                lambda: read_lines(root, "train", file), context.run_dir
+            )
+
+    def item(self, index: int, seed: int) -> dict[str, Any]:
+        return {"text": self.texts[index]}
+
+    def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        """Adds `input_ids` and `attention_mask`, both (B, L) int64."""
+        tokens = self.tokenizer(
+            [item["text"] for item in items],
+            padding="max_length" if self.max_len else "longest",
+            truncation=self.max_len is not None,
+            max_length=self.max_len,
+            return_tensors="pt",
+            return_token_type_ids=False,
+        )
+        return {**super().collate(items), **tokens}
+
+    def content(self) -> Any:
+        return [super().content(), self.texts]
+
+
+@proto
+class LabelDataset(MedicalDataset):
+    """Class names line by line, comma-separated where a sample has several.
+
+    The classes are those of all splits' files, sorted; the task is multi-label when any line has
+    more than one name.
+
+    Attributes:
+        root, file: `<root>/<split>.<file>`.
+        label_file: file with one class name per line, to fix their order; null collects them from
+            the splits.
+    """
+
+    def __init__(self, context: Context, *, root: str, file: str, label_file: str | None = None):
+        self.split = context.split
+        named = [_names(line) for line in read_lines(root, context.split, file)]
+        known = [_names(line) for split in SPLITS for line in _if_there(root, split, file)] + named
+        self.label_names = (
+            _fixed(label_file) if label_file else sorted({n for names in known for n in names})
+        )
+        self.ids = [str(i) for i in range(len(named))]
+        number = {name: i for i, name in enumerate(self.label_names)}
+        for line, names in enumerate(named, start=1):
+            unknown = [name for name in names if name not in number]
+            if unknown or not names:
+                what = f"{unknown[0]!r} is not in {label_file}" if unknown else "no label"
+                raise UserError(
+                    f"{root}/{context.split}.{file}, line {line}: {what}; correct the line"
+                )
+        if any(len(names) > 1 for names in known):
+            self.labels = np.zeros((len(named), len(number)), dtype=np.float32)
+            for row, names in enumerate(named):
+                self.labels[row, [number[name] for name in names]] = 1
+        else:
+            self.labels = np.array([number[names[0]] for names in named], dtype=np.int64)
+
+    def item(self, index: int, seed: int) -> dict[str, Any]:
+        return {}
+
+
+def _names(line: str) -> list[str]:
+    return [name.strip() for name in line.split(",") if name.strip()]
+
+
+def _if_there(root: str, split: str, file: str) -> list[str]:
+    return read_lines(root, split, file) if (Path(root) / f"{split}.{file}").is_file() else []
+
+
+def _fixed(label_file: str) -> list[str]:
+    if not Path(label_file).is_file():
+        raise UserError(f"dataset.label.label_file: there is no {label_file}")
+    return [n for n in Path(label_file).read_text(encoding="utf-8").splitlines() if n.strip()]
+
+
+class _Paired(MedicalDataset):
+    """Several line-aligned datasets as one."""
+
+    def __init__(self, **parts: MedicalDataset):
+        self.parts = list(parts.values())
+        image = self.parts[0]
+        same_length(image.split, **parts)
+        self.split, self.ids, self.patients = image.split, image.ids, image.patients
+        for part in self.parts:
+            if part.labels is not None:
+                self.labels, self.label_names = part.labels, part.label_names
+        self.text = next((part for part in self.parts if isinstance(part, TextDataset)), None)
+        self.tokenizer = getattr(self.text, "tokenizer", None)
+        self.files = getattr(image, "files", None)
+
+    def item(self, index: int, seed: int) -> dict[str, Any]:
+        return {k: v for part in self.parts for k, v in part.item(index, seed).items()}
+
+    def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        return self.text.collate(items) if self.text else super().collate(items)
+
+    def content(self) -> Any:
+        return [super().content(), [part.content() for part in self.parts]]
+
+
+@proto
+class ImSeq(_Paired):
+    """Images with reports: keys `image` (ImageDataset) and `seq` (TextDataset)."""
+
+    def __init__(self, context: Context, *, image: ImageDataset, seq: TextDataset):
+        super().__init__(image=image, seq=seq)
+
+
+@proto
+class ImLabel(_Paired):
+    """Images with labels: keys `image` (ImageDataset) and `label` (LabelDataset)."""
+
+    def __init__(self, context: Context, *, image: ImageDataset, label: LabelDataset):
+        super().__init__(image=image, label=label)
+
+
+@proto
+class ImSeqLabel(_Paired):
+    """Images with reports and labels: keys `image`, `seq` and `label`."""
+
+    def __init__(
+        self, context: Context, *, image: ImageDataset, seq: TextDataset, label: LabelDataset
+    ):
+        super().__init__(image=image, seq=seq, label=label)

@@ -1,0 +1,37 @@
+"""Paths that come from a manifest or an archive are someone else's words: they must stay under a
+root.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path, PureWindowsPath
+
+from vilmedic_ssl.errors import UserError
+
+
+def safe_join(root: str | Path, relative: str | Path) -> Path:
+    """`root / relative` with links followed; the file need not exist.
+
+    Raises:
+        UserError: `relative` is absolute, or leads out of `root` by `..` or through a symbolic
+            link.
+    """
+    text = str(relative)
+    if Path(text).is_absolute() or PureWindowsPath(text).anchor:
+        raise UserError(
+            f"path {text!r} is absolute: write it relative to {root}, "
+            "or set the root to the folder that holds the files"
+        )
+    try:
+        base = Path(root).resolve()
+        target = (base / text).resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # link loop, name too long, NUL byte
+        raise UserError(
+            f"path {text!r} under {root} cannot be followed ({error}): correct it"
+        ) from error
+    if not target.is_relative_to(base):
+        raise UserError(
+            f"path {text!r} leads out of {root} (to {target}): keep the files under the root, "
+            "or set the root to a folder that holds them all"
+        )
+    return target

@@ -1,0 +1,1 @@
+"""How each data set is made from its archive; the table of them is in `download.py`."""

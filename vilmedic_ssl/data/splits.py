@@ -1,0 +1,67 @@
+"""Splits by patient."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+
+from vilmedic_ssl.errors import UserError
+
+TRAIN, VALIDATE, TEST = "train", "validate", "test"
+FRACTIONS = {TRAIN: 0.7, VALIDATE: 0.1, TEST: 0.2}
+
+
+def assign(groups: Sequence[str], *, fractions: Mapping[str, float], seed: int) -> list[str]:
+    """The split of each row, so that rows of one group (patient) stay together and splits come out
+    near their share.
+
+    Patients are shuffled by `seed` and dealt to the split that is furthest below its share of rows.
+
+    Raises:
+        UserError: fractions that are not positive or do not sum to 1, or fewer patients than
+            splits.
+    """
+    if any(f <= 0 for f in fractions.values()) or abs(sum(fractions.values()) - 1) > 1e-6:
+        raise UserError(f"fractions {dict(fractions)}: write positive numbers that sum to 1")
+    sizes: dict[str, int] = {}
+    for group in groups:
+        sizes[group] = sizes.get(group, 0) + 1
+    if len(sizes) < len(fractions):
+        raise UserError(
+            f"{len(sizes)} patients cannot fill {len(fractions)} splits; add data or name fewer "
+            "splits"
+        )
+    patients = sorted(sizes)
+    random.Random(seed).shuffle(patients)
+    room = {name: fraction * len(groups) for name, fraction in fractions.items()}
+    home: dict[str, str] = {}
+    for i, patient in enumerate(patients):
+        empty = [name for name in room if name not in home.values()]
+        scarce = len(patients) - i <= len(empty)  # the last patients go to splits that have none
+        name = empty[0] if scarce else max(room, key=lambda n: room[n] / fractions[n])
+        home[patient] = name
+        room[name] -= sizes[patient]
+    return [home[group] for group in groups]
+
+
+def split_patients(
+    manifest: Sequence[Mapping[str, str]],
+    *,
+    fractions: Mapping[str, float] = FRACTIONS,
+    seed: int = 0,
+) -> list[dict[str, str]]:
+    """The manifest's rows with a `split` column, no patient in two splits.
+
+    Args:
+        manifest: rows with a `patient` column.
+        fractions: share of rows per split, summing to 1.
+        seed: shuffles the patients.
+
+    Raises:
+        UserError: a row without patient; impossible fractions.
+    """
+    for i, row in enumerate(manifest):
+        if not str(row.get("patient") or "").strip():
+            raise UserError(f"row {i + 1} has no patient; give every row a patient id to split by")
+    names = assign([str(row["patient"]) for row in manifest], fractions=fractions, seed=seed)
+    return [{**row, "split": name} for row, name in zip(manifest, names, strict=True)]

@@ -1,0 +1,181 @@
+"""Checkpoints: plain containers readable with `weights_only=True`, written atomically, found by
+name.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vilmedic_ssl.errors import UserError
+
+FORMAT = 1
+NAME = re.compile(r"(?P<score>[-+0-9.einfa]+)_(?P<epoch>\d+)_(?P<seed>\d+)\.pth")
+
+
+def random_state() -> dict[str, Any]:
+    """The states of Python's, NumPy's and torch's generators as plain lists and tensors."""
+    version, numbers, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    state: dict[str, Any] = {
+        "python": [version, list(numbers), gauss],
+        "numpy": [str(name), [int(k) for k in keys], int(position), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(state["torch"].cpu())
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's generators."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def write(content: dict[str, Any], path: Path) -> None:
+    """Save so that `path` is either the old file or the whole new one, whatever happens in between.
+
+    Raises:
+        UserError: the disk is full or the folder not writable; the old file is untouched.
+    """
+    partial = path.with_suffix(".partial")
+    try:
+        with partial.open("wb") as file:
+            torch.save({"format": FORMAT, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(
+            f"cannot write the checkpoint {path} ({error}); free some space or change ckpt_dir"
+        ) from error
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A checkpoint of ours on the CPU; nothing in it is executed.
+
+    Raises:
+        UserError: missing, damaged or foreign file.
+    """
+    if not path.is_file():
+        there = sorted(p.name for p in path.parent.glob("*.pth")) if path.parent.is_dir() else []
+        raise UserError(
+            f"there is no checkpoint {path}; "
+            f"{'there are ' + ', '.join(there) if there else 'train first'}"
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen kinds for damaged files
+        raise UserError(
+            f"{path} is not a readable checkpoint ({type(error).__name__}): damaged, or holding "
+            "pickled objects; "
+            "take another one"
+        ) from error
+    if (
+        not isinstance(content, dict)
+        or "model" not in content
+        or content.get("format", FORMAT) > FORMAT
+    ):
+        raise UserError(
+            f"{path} is not a checkpoint of this version: expected a `model` entry, format {FORMAT}"
+        )
+    return content
+
+
+def name_of(score: float, epoch: int, seed: int) -> str:
+    """`<score>_<epoch>_<seed>.pth`, the score to six decimals."""
+    return f"{round(score, 6)}_{epoch}_{seed}.pth"
+
+
+def best_files(folder: Path, seed: int | None = None) -> list[Path]:
+    """The files named by a score (of one seed), unsorted."""
+    found = [(path, NAME.fullmatch(path.name)) for path in sorted(folder.glob("*.pth"))]
+    return [path for path, match in found if match and seed in (None, int(match["seed"]))]
+
+
+def score_in(path: Path) -> float:
+    """The score in a file name."""
+    match = NAME.fullmatch(path.name)
+    assert match is not None
+    return float(match["score"])
+
+
+def ranked(folder: Path) -> list[Path]:
+    """Files named by a score, best first; the direction is the one the training used."""
+    files = best_files(folder)
+    if not files:
+        return []
+    lower = read(files[0])["progress"]["lower_is_better"]
+    return sorted(files, key=score_in, reverse=not lower)
+
+
+def find(folder: Path, name: str, seed: int | None = None) -> Path:
+    """What `ckpt=last|best|FILE` means: in the run folder, or a path.
+
+    Raises:
+        UserError: no such file.
+    """
+    if name == "best":
+        files = [path for path in ranked(folder) if path in best_files(folder, seed)]
+        if not files:
+            raise UserError(
+                f"ckpt=best: no checkpoint with a score in {folder}; train first, or write "
+                "ckpt=last"
+            )
+        return files[0]
+    if name == "last":
+        if seed is not None and not (folder / f"last_{seed}.pth").is_file():
+            raise UserError(
+                f"ckpt=last: there is no last_{seed}.pth in {folder}; train first, or name seed="
+            )
+        files = sorted(folder.glob("last_*.pth"), key=lambda p: p.stat().st_mtime)
+        if not files:
+            raise UserError(f"ckpt=last: there is no last_<seed>.pth in {folder}; train first")
+        return folder / f"last_{seed}.pth" if seed is not None else files[-1]
+    return folder / name if (folder / name).is_file() or not Path(name).is_file() else Path(name)
+
+
+def load_weights(model: torch.nn.Module, weights: dict[str, Any], source: Path) -> None:
+    """Copy weights into a model, all of them.
+
+    Raises:
+        UserError: names or shapes differ; the sentence names the first.
+    """
+    weights = {name.removeprefix("module."): value for name, value in weights.items()}
+    own = model.state_dict()
+    missing = sorted(set(own) - set(weights))
+    surplus = sorted(set(weights) - set(own))
+    shapes = [n for n in own if n in weights and own[n].shape != weights[n].shape]
+    if missing or surplus:
+        what = f"lacks {missing[0]}" if missing else f"has the unknown {surplus[0]}"
+        raise UserError(
+            f"{source} does not fit the model of this config: it {what}; use the config it was "
+            "trained with"
+        )
+    if shapes:
+        name = shapes[0]
+        raise UserError(
+            f"{source} does not fit the model of this config: {name} is "
+            f"{tuple(weights[name].shape)} there and "
+            f"{tuple(own[name].shape)} here; use the config it was trained with"
+        )
+    model.load_state_dict(weights)

@@ -1,0 +1,101 @@
+"""From checkpoints to features, numbers and pictures."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vilmedic_ssl import console
+from vilmedic_ssl.errors import UserError
+from vilmedic_ssl.executors import checkpoint
+from vilmedic_ssl.executors.features import Features
+from vilmedic_ssl.executors.settings import EnsemblorSettings
+from vilmedic_ssl.registry import complete, find
+
+
+@dataclass
+class Outcome:
+    """What the plug-ins left behind.
+
+    Attributes:
+        results: flat, name -> number; an interval stands under name/low and name/high.
+        figures: (plug-in, caption, path); failures: (plug-in, sentence).
+    """
+
+    results: dict[str, float] = field(default_factory=dict)
+    figures: list[tuple[str, str, Path]] = field(default_factory=list)
+    failures: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, plugin: str, name: str, value: Any) -> None:
+        if isinstance(value, Path):
+            self.figures.append((plugin, name, value))
+        elif isinstance(value, tuple):
+            self.results[name], self.results[f"{name}/low"], self.results[f"{name}/high"] = map(
+                float, value
+            )
+        else:
+            self.results[name] = float(value)
+
+
+def choose_checkpoints(folder: Path, mode: str, ckpt: str | None) -> list[Path]:
+    """The files that `ensemblor.mode` (best-N, all, a path) or a top-level `ckpt` names, best
+    first.
+
+    Raises:
+        UserError: there are none; mode is none of these.
+    """
+    if ckpt:
+        return [checkpoint.find(folder, ckpt)]
+    number = mode.removeprefix("best").removeprefix("-")
+    if mode == "all" or (mode.startswith("best") and (mode == "best" or number.isdigit())):
+        files = checkpoint.ranked(folder)
+        if not files:
+            raise UserError(
+                f"there is no checkpoint with a score in {folder}; train first, or name one with "
+                "ckpt=FILE or ckpt=last"
+            )
+        return files if mode == "all" else files[: int(number or 1)]
+    if Path(mode).is_file() or (folder / mode).is_file():
+        return [checkpoint.find(folder, mode)]
+    raise UserError(
+        f"ensemblor.mode: {mode!r} is neither best-N, all, nor the path of a checkpoint"
+    )
+
+
+def run_plugins(settings: EnsemblorSettings, features: Features, out: Path) -> Outcome:
+    """Run the plug-ins in order; one that fails is reported and does not lose the rest."""
+    outcome = Outcome()
+    out.mkdir(parents=True, exist_ok=True)
+    for i, item in enumerate(settings.post_processing or ()):
+        ((name, keys),) = item.items()
+        where = f"ensemblor.post_processing.{i}"
+        plugin: Callable[..., Any] = find(name, folder="post_processing", where=where)
+        console.say(f"post-processing: {name}")
+        try:
+            for caption, value in plugin(
+                features, out, **complete(keys, plugin, f"{where}.{name}")
+            ):
+                outcome.add(name, caption, value)
+        except UserError as error:
+            outcome.failures.append((name, str(error)))
+            console.warn(f"{name} did not finish: {error}")
+        except Exception as error:
+            outcome.failures.append((name, f"{type(error).__name__}: {error}"))
+            (out / f"{name}_error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            console.warn(
+                f"{name} failed ({type(error).__name__}: {error}); details in "
+                f"{out / f'{name}_error.txt'}"
+            )
+    return outcome
+
+
+def write_results(folder: Path, results: dict[str, float]) -> Path:
+    """`results.json`: flat, sorted, NaN as null."""
+    plain = {name: None if value != value else value for name, value in sorted(results.items())}
+    path = folder / "results.json"
+    path.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+    return path

@@ -1,0 +1,178 @@
+"""Features of every split, extracted once, for the post-processing plug-ins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from vilmedic_ssl import console
+from vilmedic_ssl.data.datasets.base import Context, MedicalDataset
+from vilmedic_ssl.data.loader import EpochBatches, Loader
+from vilmedic_ssl.errors import MissingSplit
+from vilmedic_ssl.executors.validator import to_device
+from vilmedic_ssl.models.base import PretrainingModel
+
+Source = Literal["model", "random_init", "pixels"]
+PIXELS = 32  # side of the raw-pixel reference
+
+
+@dataclass
+class SplitFeatures:
+    """What plug-ins know of one split.
+
+    Attributes:
+        name: the split.
+        rows: per key (N, D) float32: encoder = before the projection, visual = after it.
+        labels: (N,) int64, or (N, C) float32 in {0, 1, nan = unknown}; None without labels.
+        label_names: class names, in label order.
+        ids: sample names.
+        patients: group per sample; None = every sample its own.
+    """
+
+    name: str
+    rows: dict[str, np.ndarray]
+    labels: np.ndarray | None
+    label_names: list[str]
+    ids: list[str]
+    patients: list[str] | None
+
+
+class Features:
+    """Features by split and source, computed on first use and kept.
+
+    Args:
+        make_dataset: dataset for a split in the evaluation view.
+        models: the checkpoints' models; embeddings, whose axes differ from run to run, are
+            normalised and concatenated.
+        untrained: makes the same network with fresh weights.
+        splits: the splits asked for in `ensemblor.splits`.
+        tag: names the checkpoints in file names, for example best-1_0.
+    """
+
+    def __init__(
+        self,
+        make_dataset: Callable[[Context], MedicalDataset],
+        models: list[PretrainingModel],
+        untrained: Callable[[], PretrainingModel],
+        *,
+        splits: list[str],
+        tag: str,
+        seed: int,
+        batch_size: int,
+        workers: int,
+        device: torch.device,
+        context: Context,
+    ):
+        self.splits, self.tag, self.seed = splits, tag, seed
+        self._make_dataset, self._models, self._untrained = make_dataset, models, untrained
+        self._batch_size, self._workers, self._device = batch_size, workers, device
+        self._context = context
+        self._datasets: dict[str, MedicalDataset] = {}
+        self._kept: dict[tuple[str, Source], SplitFeatures] = {}
+
+    def has(self, split: str) -> bool:
+        """True when the data has such a split."""
+        try:
+            self.dataset(split)
+        except MissingSplit:
+            return False
+        return True
+
+    def dataset(self, split: str) -> MedicalDataset:
+        """The split in its evaluation view.
+
+        Raises:
+            MissingSplit: the data has no such split.
+        """
+        if split not in self._datasets:
+            context = Context(split=split, run_dir=self._context.run_dir, seed=self._context.seed)
+            self._datasets[split] = self._make_dataset(context)
+        return self._datasets[split]
+
+    def get(self, split: str, source: Source = "model") -> SplitFeatures:
+        """Features of a split: of the model, of the same network untrained, or its raw 32 x 32
+        grey pixels.
+
+        The last two have only the key `encoder`.
+        """
+        if (split, source) not in self._kept:
+            self._extract(split, source)
+        return self._kept[split, source]
+
+    def _extract(self, split: str, source: Source) -> None:
+        dataset = self.dataset(split)
+        models = (
+            self._models
+            if source == "model"
+            else [self._untrained()]
+            if source == "random_init"
+            else []
+        )
+        for model in models:
+            model.eval()
+        parts: list[dict[str, torch.Tensor]] = []
+        batches = self._batches(dataset)
+        for batch in console.progress(
+            batches, desc=f"{split}, {source}", unit="batch", total=len(self._loader(dataset))
+        ):
+            images = batch["images"]
+            with torch.no_grad():
+                parts.append(_pixels(images) if source == "pixels" else self._embed(models, images))
+        rows = {key: torch.cat([part[key] for part in parts]).numpy() for key in parts[0]}
+        if source == "random_init":
+            rows = {"encoder": rows["encoder"]}
+        self._kept[split, source] = SplitFeatures(
+            split,
+            rows,
+            dataset.labels,
+            list(dataset.label_names),
+            list(dataset.ids),
+            dataset.patients,
+        )
+
+    def _embed(
+        self, models: list[PretrainingModel], images: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """One model's embeddings as they are; several models' normalised and side by side."""
+        outs = [model.encode(images) for model in models]
+        if len(outs) == 1:
+            return {key: value.float().cpu() for key, value in outs[0].items()}
+        return {
+            k: torch.cat([F.normalize(out[k].float()) for out in outs], dim=1).cpu()
+            for k in outs[0]
+        }
+
+    def _loader(self, dataset: MedicalDataset) -> Loader:
+        sampler = EpochBatches(len(dataset), batch_size=self._batch_size, seed=0, shuffle=False)
+        pin = self._device.type == "cuda"
+        return Loader(dataset, sampler, workers=self._workers, pin_memory=pin)
+
+    def _batches(self, dataset: MedicalDataset) -> Any:
+        for batch in self._loader(dataset).epoch(0):
+            yield to_device(batch, self._device)
+
+    def images(self, split: str, indices: list[int]) -> list[np.ndarray]:
+        """uint8 pictures (H, W) or (H, W, 3) of samples as the network sees them, before
+        normalisation.
+        """
+        files = self.dataset(split).files  # type: ignore[attr-defined]
+        pictures = []
+        for index in indices:
+            image = files.pipeline.then(files.prepared(index)).clamp(0, 1)
+            array = (image * 255).round().to(torch.uint8).numpy()
+            pictures.append(array[0] if len(array) == 1 else array.transpose(1, 2, 0))
+        return pictures
+
+
+def _pixels(images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """(B, C, H, W) -> mean over channels at 32 x 32, flattened."""
+    grey = images.float().mean(1, keepdim=True)
+    small = F.interpolate(
+        grey, size=(PIXELS, PIXELS), mode="bilinear", antialias=True, align_corners=False
+    )
+    return {"encoder": small.flatten(1).cpu()}

@@ -1,0 +1,119 @@
+"""The folder of a run and what is written into it while it lives."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vilmedic_ssl import config as yaml_config
+from vilmedic_ssl import console, dist
+from vilmedic_ssl.errors import UserError
+
+
+@dataclass(frozen=True)
+class Run:
+    """`<ckpt_dir>/<name>/` and the seed; several seeds may share the folder."""
+
+    folder: Path
+    seed: int
+
+    @property
+    def last(self) -> Path:
+        return self.folder / f"last_{self.seed}.pth"
+
+    @property
+    def config_file(self) -> Path:
+        return self.folder / f"config_{self.seed}.yml"
+
+    @property
+    def log_file(self) -> Path:
+        return self.folder / f"log_{self.seed}.jsonl"
+
+    def create(self) -> None:
+        """Make the folder.
+
+        Raises:
+            UserError: it cannot be made or written to.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            probe = self.folder / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {self.folder} ({error.strerror}); change ckpt_dir or name"
+            ) from error
+
+    def save_config(self, config: dict[str, Any]) -> None:
+        """The resolved config, with its format version and hash."""
+        if dist.rank() == 0:
+            head = f"# format 1, hash {yaml_config.digest(config)}\n"
+            self.config_file.write_text(head + yaml_config.dump(config), encoding="utf-8")
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSONL log; a half-written last line is left out."""
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+class Log:
+    """JSONL always, TensorBoard where it is installed.
+
+    Args:
+        resumed_at: step training continues from; later records of the interrupted run are dropped.
+    """
+
+    def __init__(self, run: Run, *, resumed_at: int = 0):
+        self.run, self._file, self._board = run, None, None
+        if dist.rank() != 0:
+            return
+        kept = [record for record in read_log(run.log_file) if record.get("step", 0) <= resumed_at]
+        kept = kept if resumed_at else []
+        run.log_file.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
+        self._file = run.log_file.open("a", encoding="utf-8")
+        self._board = _tensorboard(run)
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        """One record; numbers also become TensorBoard scalars."""
+        if self._file is None:
+            return
+        record = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in {**values, **values.get("scores", {})}.items():
+                if isinstance(value, (int, float)):
+                    self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _tensorboard(run: Run) -> Any:
+    from importlib.util import find_spec
+
+    if find_spec("tensorboard") is None:
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        console.warn(
+            f"TensorBoard is installed but cannot be imported ({error}); logging to JSONL only"
+        )
+        return None
+    return SummaryWriter(str(run.folder / "tensorboard" / str(run.seed)))

@@ -1,0 +1,152 @@
+"""Learning-rate schedules and early stopping as pure functions: resume needs a step and the
+scores, a plot no training.
+
+Each schedule takes a `Clock` and returns the factor on the base learning rate; its keyword-only
+parameters are the keys of `trainor.lr_decay_params`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from vilmedic_ssl.errors import ConfigError
+from vilmedic_ssl.registry import closest
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Where training stands.
+
+    Attributes:
+        step: optimizer steps done; total: steps planned.
+        steps_per_epoch: of the training split.
+        base_lr: learning rate of the first parameter group.
+        scores: one value per evaluation so far that counts for the decay, oldest first.
+        lower: True when lower scores are better.
+    """
+
+    step: int
+    total: int
+    steps_per_epoch: int
+    base_lr: float
+    scores: Sequence[float] = ()
+    lower: bool = True
+
+    @property
+    def epoch(self) -> int:
+        """Whole epochs done."""
+        return self.step // max(1, self.steps_per_epoch)
+
+
+def constant(clock: Clock) -> float:
+    """The base rate throughout."""
+    return 1.0
+
+
+def warmup_cosine(
+    clock: Clock, *, warmup_epochs: float = 0.0, warmup_steps: int | None = None, floor: float = 0.0
+) -> float:
+    """Linear from 0 during the warm-up, then half a cosine down to `floor` (a factor) at the last
+    step.
+    """
+    warmup = (
+        warmup_steps if warmup_steps is not None else round(warmup_epochs * clock.steps_per_epoch)
+    )
+    if clock.step < warmup:
+        return (clock.step + 1) / warmup
+    done = (clock.step - warmup) / max(1, clock.total - warmup)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def multiplicative(clock: Clock, *, gamma: float = 0.95) -> float:
+    """Times `gamma` after every epoch."""
+    return gamma**clock.epoch
+
+
+def step(clock: Clock, *, step_size: int = 30, gamma: float = 0.1) -> float:
+    """Times `gamma` every `step_size` epochs."""
+    return gamma ** (clock.epoch // step_size)
+
+
+def plateau(
+    clock: Clock,
+    *,
+    factor: float = 0.1,
+    patience: int = 10,
+    threshold: float = 1e-4,
+    threshold_mode: Literal["rel", "abs"] = "rel",
+    cooldown: int = 0,
+    min_lr: float = 0.0,
+    eps: float = 1e-8,
+) -> float:
+    """Times `factor` when the score has not improved for more than `patience` evaluations.
+
+    The arithmetic of torch.optim.lr_scheduler.ReduceLROnPlateau, folded over all scores so far.
+    """
+    best = math.inf if clock.lower else -math.inf
+    bad, wait, rate = 0, 0, clock.base_lr
+    for score in clock.scores:
+        sign = -1 if clock.lower else 1
+        margin = (
+            threshold * abs(best) if threshold_mode == "rel" and math.isfinite(best) else threshold
+        )
+        if sign * score > sign * best + (margin if math.isfinite(best) else 0):
+            best, bad = score, 0
+        else:
+            bad += 1
+        if wait > 0:
+            wait, bad = wait - 1, 0
+        if bad > patience:
+            lowered = max(rate * factor, min_lr)
+            rate = lowered if rate - lowered > eps else rate
+            bad, wait = 0, cooldown
+    return rate / clock.base_lr
+
+
+SCHEDULES: dict[str, Callable[..., float]] = {
+    "constant": constant,
+    "warmup_cosine": warmup_cosine,
+    "LinearWarmupCosineAnnealingLR": warmup_cosine,
+    "CosineAnnealingLR": warmup_cosine,
+    "multiplicative": multiplicative,
+    "ExponentialLR": multiplicative,
+    "step": step,
+    "StepLR": step,
+    "plateau": plateau,
+    "ReduceLROnPlateau": plateau,
+}
+
+
+def find_schedule(name: str) -> Callable[..., float]:
+    """The schedule called `name`, in our spelling or torch's.
+
+    Raises:
+        ConfigError: unknown name.
+    """
+    if name not in SCHEDULES:
+        raise ConfigError(f"trainor.lr_decay: there is no {name!r}; {closest(name, SCHEDULES)}")
+    return SCHEDULES[name]
+
+
+def improves(score: float, best: float | None, lower: bool) -> bool:
+    """True when a score is strictly better than the best before it."""
+    return best is None or (score < best if lower else score > best)
+
+
+def best_of(scores: Sequence[float], lower: bool) -> float | None:
+    """The best score so far, None before the first."""
+    return (min if lower else max)(scores) if scores else None
+
+
+def stale(scores: Sequence[float], lower: bool) -> int:
+    """Consecutive evaluations at the end without strict improvement."""
+    best, count = None, 0
+    for score in scores:
+        if improves(score, best, lower):
+            best, count = score, 0
+        else:
+            count += 1
+    return count

@@ -1,0 +1,135 @@
+"""The keys of the executor sections, with their types and defaults (no torch needed to read
+them).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from vilmedic_ssl.errors import ConfigError
+from vilmedic_ssl.registry import Kind
+
+PostProcessing = Annotated[dict, Kind("post_processing", single_key=True)]
+
+
+def _positive(section: str, **values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and value <= 0:
+            raise ConfigError(f"{section}.{name}: {value}; write a number above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainorSettings:
+    """How training runs.
+
+    Attributes:
+        optimizer: any class of torch.optim, or LARS.
+        optim_params: its arguments, `lr` at least; weight decay spares parameters with one axis.
+        batch_size: images per step over all processes.
+        lr_decay: constant, warmup_cosine, multiplicative, step or plateau (torch's class names
+            work too).
+        lr_decay_params: arguments of the schedule.
+        epochs: passes over the training split, numbered from 1.
+        max_steps: stop after this many steps, whatever `epochs` says.
+        eval_start: first epoch with an evaluation.
+        eval_every: evaluate every so many epochs.
+        eval_every_steps: evaluate every so many steps instead.
+        early_stop: stop after this many evaluations without improvement; null or 0 = never.
+        early_stop_metric: validation_loss (or loss), training_loss, or a metric of the validator.
+        early_stop_start, decay_metric_start: first epoch whose evaluations count for stopping and
+            for plateau.
+        grad_accu: one step of grad_accu x batch_size images, in passes of batch_size; exact for
+            every loss.
+        clip_grad_norm: largest L2 norm of the gradient, clipped once before the step.
+        use_amp: mixed precision where the device gains from it (cuda: bf16, else fp16).
+        amp_dtype: force bf16 or fp16 on any device; null = chosen by the device.
+        channels_last: memory layout; faster or slower by network and size, so measure it.
+        ema: decay of a running average of the weights, for example 0.999; evaluated and saved
+            beside them.
+        drop_last: leave out the last, smaller batch of an epoch.
+        save_every: write last_<seed>.pth every so many steps as well as after each epoch.
+        log_every: steps between log records.
+    """
+
+    optimizer: str = "AdamW"
+    optim_params: dict[str, Any]
+    batch_size: int
+    lr_decay: str = "constant"
+    lr_decay_params: dict[str, Any] | None = None
+    epochs: int
+    max_steps: int | None = None
+    eval_start: int = 0
+    eval_every: int = 1
+    eval_every_steps: int | None = None
+    early_stop: int | None = None
+    early_stop_metric: str = "validation_loss"
+    early_stop_start: int = 0
+    decay_metric_start: int = 0
+    grad_accu: int = 1
+    clip_grad_norm: float | None = None
+    use_amp: bool = False
+    amp_dtype: Literal["bf16", "fp16"] | None = None
+    channels_last: bool = False
+    ema: float | None = None
+    drop_last: bool = False
+    save_every: int | None = None
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        _positive(
+            "trainor",
+            batch_size=self.batch_size,
+            epochs=self.epochs,
+            max_steps=self.max_steps,
+            eval_every=self.eval_every,
+            eval_every_steps=self.eval_every_steps,
+            grad_accu=self.grad_accu,
+            clip_grad_norm=self.clip_grad_norm,
+            save_every=self.save_every,
+            log_every=self.log_every,
+        )
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ConfigError(
+                f"trainor.ema: {self.ema}; write a decay between 0 and 1, for example 0.999"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidatorSettings:
+    """How the model is scored while it trains.
+
+    Attributes:
+        batch_size: images per batch over all processes; null = the trainor's, so that losses
+            compare.
+        splits: splits to score; the score is their plain mean.
+        metrics: knn (leave-one-out on the split's labels), top1 (does a view find its partner),
+            effective_rank, feature_std, alignment, uniformity.
+    """
+
+    batch_size: int | None = None
+    splits: list[str] = ("validate",)  # type: ignore[assignment]
+    metrics: list[str] = ()  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        _positive("validator", batch_size=self.batch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsemblorSettings:
+    """How trained checkpoints are scored.
+
+    Attributes:
+        batch_size: images per batch.
+        splits: splits whose features and pictures are wanted.
+        mode: best-N (or best = best-1), all, or the path of a checkpoint.
+        post_processing: plug-ins, in order.
+    """
+
+    batch_size: int = 64
+    splits: list[str] = ("validate", "test")  # type: ignore[assignment]
+    mode: str = "best-1"
+    post_processing: list[PostProcessing] | None = ()  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        _positive("ensemblor", batch_size=self.batch_size)

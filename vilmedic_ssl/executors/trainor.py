@@ -1,0 +1,375 @@
+"""The training loop: it owns time (steps, schedules, checkpoints) and knows no model by name."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from vilmedic_ssl import __version__, console, dist
+from vilmedic_ssl.data.loader import Loader
+from vilmedic_ssl.errors import ConfigError, Interrupted, UserError
+from vilmedic_ssl.executors import checkpoint, gradient_cache, health
+from vilmedic_ssl.executors.optim import build_optimizer, describe_groups
+from vilmedic_ssl.executors.run import Log, Run
+from vilmedic_ssl.executors.schedules import Clock, best_of, find_schedule, improves, stale
+from vilmedic_ssl.executors.settings import TrainorSettings
+from vilmedic_ssl.executors.validator import LOSSES, Validator, to_device
+from vilmedic_ssl.models.base import PretrainingModel
+from vilmedic_ssl.nets.ema import WeightAverage
+from vilmedic_ssl.registry import complete
+
+
+@dataclass
+class Progress:
+    """Where training stands; with weights, optimizer and random states this is all there is to
+    resume from.
+
+    Attributes:
+        epoch: the one in progress, from 1; position: its batches done; step: all optimizer steps
+            done.
+        scores: one per evaluation, oldest first; score_epochs: the epoch of each.
+        losses, chances, batches: sums over the epoch's batches of loss and chance level, and their
+            number.
+    """
+
+    epoch: int = 1
+    position: int = 0
+    step: int = 0
+    scores: list[float] = field(default_factory=list)
+    score_epochs: list[int] = field(default_factory=list)
+    losses: float = 0.0
+    chances: float = 0.0
+    batches: int = 0
+    lower_is_better: bool = True
+
+    def since(self, epoch: int) -> list[float]:
+        """Scores of evaluations from `epoch` on."""
+        return [s for s, e in zip(self.scores, self.score_epochs, strict=True) if e >= epoch]
+
+
+class Trainor:
+    """Trains a model and leaves checkpoints, a log and a config in the run folder.
+
+    Args:
+        run: where to write.
+        settings: the `trainor` section.
+        model: on its device already.
+        loader: training batches of `grad_accu * batch_size` images.
+        validator: scores the model.
+        lower_is_better: direction of `early_stop_metric`.
+        config: the resolved config; data: hash per split; both go into every checkpoint.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        settings: TrainorSettings,
+        model: PretrainingModel,
+        loader: Loader,
+        validator: Validator,
+        *,
+        lower_is_better: bool,
+        config: dict[str, Any],
+        data: dict[str, str],
+    ):
+        self.run, self.settings, self.loader, self.validator = run, settings, loader, validator
+        self.config, self.data = config, data
+        self.device = next(model.parameters()).device
+        if settings.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        self.model: PretrainingModel = dist.globalise_batch_norm(model)  # type: ignore[assignment]
+        self.wrapped: nn.Module = dist.wrap(self.model)
+        self.optimizer = build_optimizer(self.model, settings.optimizer, settings.optim_params)
+        self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self.schedule = find_schedule(settings.lr_decay)
+        self.schedule_keys = complete(
+            settings.lr_decay_params or {}, self.schedule, "trainor.lr_decay_params"
+        )
+        self.amp_dtype = amp_dtype(settings, self.device)
+        scaled = self.amp_dtype == torch.float16 and self.device.type == "cuda"
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
+        self.ema = WeightAverage(self.model, settings.ema) if settings.ema else None
+        self.progress = Progress(lower_is_better=lower_is_better)
+        self.epoch_steps = len(loader)
+        self.total_steps = min(settings.epochs * self.epoch_steps, settings.max_steps or 2**62)
+        ranks = dist.world_size()
+        pieces = [model.forward_batch_size] if model.forward_batch_size else []
+        if settings.grad_accu > 1:
+            pieces.append(max(1, settings.batch_size // ranks))
+        self.chunk = min(pieces) if pieces else None
+        self.monitor, self.meter = health.CollapseMonitor(), health.Meter()
+        self.stop_signal: int | None = None
+
+    def cast(self) -> torch.autocast:
+        return torch.autocast(
+            self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None
+        )
+
+    # -- one state in, one state out ------------------------------------------------------------
+    # ---------------------------------------------------------------------------------
+
+    def save(self, path_of_best: str | None = None) -> None:
+        """Write last_<seed>.pth, and the same under the name of a new best score."""
+        states = dist.gather_objects(checkpoint.random_state())
+        if dist.rank() != 0:
+            return
+        content = {
+            "model": self.model.state_dict(),
+            "ema": self.ema.model.state_dict() if self.ema else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random": states,
+            "progress": vars(self.progress).copy(),
+            "config": self.config,
+            "data": self.data,
+            "seed": self.run.seed,
+            "version": __version__,
+        }
+        checkpoint.write(content, self.run.last)
+        if path_of_best:
+            older = checkpoint.best_files(self.run.folder, self.run.seed)
+            checkpoint.write(content, self.run.folder / path_of_best)
+            for path in older:
+                if path.name != path_of_best:
+                    path.unlink()
+
+    def load(self, content: dict[str, Any], source: Any) -> None:
+        """Continue from a checkpoint.
+
+        Raises:
+            UserError: it belongs to another model, optimizer or data.
+        """
+        for split, fingerprint in content["data"].items():
+            if self.data.get(split, fingerprint) != fingerprint:
+                raise UserError(
+                    f"{source}: the {split} split was another one then (hash {fingerprint}, now "
+                    f"{self.data[split]}); "
+                    "restore the data, or start a new run under another name"
+                )
+        checkpoint.load_weights(self.model, content["model"], source)
+        if self.ema and content["ema"]:
+            checkpoint.load_weights(self.ema.model, content["ema"], source)
+        try:
+            self.optimizer.load_state_dict(content["optimizer"])
+        except (ValueError, KeyError) as error:
+            raise UserError(
+                f"{source}: its optimizer differs from trainor.optimizer ({error})"
+            ) from error
+        self.scaler.load_state_dict(content["scaler"])
+        self.progress = Progress(**content["progress"])
+        states = content["random"]
+        checkpoint.set_random_state(states[dist.rank() % len(states)])
+
+    # -- the loop
+    # ----------------------------------------------------------------------------------------------------
+
+    def fit(self) -> None:
+        """Train from `self.progress` to the end.
+
+        Raises:
+            Diverged: the loss stopped being finite.
+            Interrupted: SIGINT or SIGTERM; last_<seed>.pth was written.
+        """
+        console.say(f"optimizer {self.settings.optimizer}\n{describe_groups(self.optimizer)}")
+        log = Log(self.run, resumed_at=self.progress.step)
+        bar = console.Bar(
+            self.total_steps, desc=self.run.folder.name, unit="step", initial=self.progress.step
+        )
+        restore = self._catch_signals()
+        try:
+            while self.progress.step < self.total_steps and not self._stale():
+                self._epoch(log, bar)
+        finally:
+            bar.close()
+            log.close()
+            restore()
+
+    def _epoch(self, log: Log, bar: console.Bar) -> None:
+        """The rest of the epoch in progress, its evaluation, its checkpoint."""
+        at, settings = self.progress, self.settings
+        self.wrapped.train()
+        self.meter.reset()
+        batches = self.loader.epoch(at.epoch, at.position)
+        while at.position < self.epoch_steps and at.step < self.total_steps:
+            asked = time.perf_counter()
+            batch = to_device(next(batches), self.device)
+            waited = time.perf_counter() - asked
+            self._step(batch, waited, log)
+            bar.note(self._line())
+            bar.advance()
+            if (
+                settings.eval_every_steps
+                and at.step % settings.eval_every_steps == 0
+                and at.epoch >= settings.eval_start
+            ):
+                self._evaluate(log)
+            if settings.save_every and at.step % settings.save_every == 0:
+                self.save()
+            self._stop_if_asked()
+        console.say(self._line())
+        whole = at.position >= self.epoch_steps
+        due = (
+            not settings.eval_every_steps
+            and at.epoch >= settings.eval_start
+            and at.epoch % settings.eval_every == 0
+        )
+        ends = at.step >= self.total_steps and at.epoch >= settings.eval_start
+        scored = bool(settings.eval_every_steps) and at.step % (settings.eval_every_steps or 1) == 0
+        name = self._evaluate(log) if (whole and due) or (ends and not scored) else None
+        if whole:
+            at.epoch, at.position, at.losses, at.chances, at.batches = at.epoch + 1, 0, 0.0, 0.0, 0
+        self.save(name)
+        self._stop_if_asked()
+
+    def _step(self, batch: dict[str, Any], waited: float, log: Log) -> None:
+        """One optimizer step on one global batch."""
+        at, settings = self.progress, self.settings
+        factor = self._lr_factor()
+        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = base * factor
+        self.optimizer.zero_grad(set_to_none=True)
+        out = gradient_cache.backward(
+            self.wrapped, batch, chunk=self.chunk, cast=self.cast, scale=self.scaler.scale
+        )
+        if "loss" not in out:
+            raise UserError(
+                "the dataset gives plain images, from which no loss can be made; write views: 2 "
+                "in dataset"
+            )
+        loss = health.check_finite(
+            out["loss"], health.ids_of(batch), epoch=at.epoch, step=at.step + 1
+        )
+        if settings.clip_grad_norm:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.ema:
+            self.ema.update(self.model)
+        at.step, at.position = at.step + 1, at.position + 1
+        at.losses, at.batches = at.losses + loss, at.batches + 1
+        at.chances += out.get("chance", math.nan)
+        images = sum(dist.counts_of(len(batch["images"]), self.device))
+        self.meter.add(images=images, waited=waited, loss=loss)
+        if at.step % settings.log_every == 0:
+            self._log(log, loss, out)
+
+    def _log(self, log: Log, loss: float, out: dict[str, Any]) -> None:
+        at, reading = self.progress, self.meter.read()
+        reading["loss"] = loss
+        lr = self.optimizer.param_groups[0]["lr"]
+        log.write("step", at.step, epoch=at.epoch, chance=out.get("chance"), lr=lr, **reading)
+        if len(out["visual"]) > 1:
+            found = health.embedding_health(out["visual"])
+            log.write("health", at.step, **found)
+            self.monitor.look(found)
+
+    def _evaluate(self, log: Log) -> str | None:
+        """Score, remember, and name the checkpoint if it is a new best."""
+        at, settings = self.progress, self.settings
+        scored = self.ema.model if self.ema else self.model
+        scores = self.validator(scored, self.cast)  # type: ignore[arg-type]
+        scores["training_loss"] = at.losses / max(1, at.batches)
+        score = scores[LOSSES.get(settings.early_stop_metric, settings.early_stop_metric)]
+        best = best_of(at.scores, at.lower_is_better)
+        at.scores.append(score)
+        at.score_epochs.append(at.epoch)
+        log.write("eval", at.step, epoch=at.epoch, scores=scores)
+        told = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        waits = stale(at.since(settings.early_stop_start), at.lower_is_better)
+        console.say(
+            f"evaluation at epoch {at.epoch}, step {at.step}: {told}; {waits} without improvement"
+        )
+        if improves(score, best, at.lower_is_better):
+            name = checkpoint.name_of(score, at.epoch, self.run.seed)
+            if settings.eval_every_steps:
+                self.save(name)
+            return name
+        return None
+
+    # -- small questions ---------------------------------------------------------------------------
+
+    def _lr_factor(self) -> float:
+        at = self.progress
+        clock = Clock(
+            step=at.step,
+            total=self.total_steps,
+            steps_per_epoch=self.epoch_steps,
+            base_lr=self.base_lrs[0],
+            scores=at.since(self.settings.decay_metric_start),
+            lower=at.lower_is_better,
+        )
+        return self.schedule(clock, **self.schedule_keys)
+
+    def _stale(self) -> bool:
+        limit, at = self.settings.early_stop, self.progress
+        stop = bool(limit) and stale(
+            at.since(self.settings.early_stop_start), at.lower_is_better
+        ) >= (limit or 0)
+        if stop:
+            console.say(f"stopped early: {limit} evaluations without improvement")
+        return stop
+
+    def _line(self) -> str:
+        at = self.progress
+        batches = max(1, at.batches)
+        reading = {**self.meter.read(), "loss": at.losses / batches, "chance": at.chances / batches}
+        return health.line(
+            at.epoch, self.settings.epochs, reading, lr=self.optimizer.param_groups[0]["lr"]
+        )
+
+    def _catch_signals(self) -> Callable[[], None]:
+        """SIGTERM and Ctrl-C set a flag that is looked at after each step; returns the way back."""
+
+        def note(number: int, frame: Any) -> None:
+            self.stop_signal = number
+
+        try:
+            old = {
+                number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)
+            }
+        except ValueError:  # not in the main thread: whoever runs us handles signals
+            return lambda: None
+
+        def restore() -> None:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+        return restore
+
+    def _stop_if_asked(self) -> None:
+        asked = float(self.stop_signal is not None)
+        if dist.active():
+            asked = float(dist.total(torch.tensor(asked, device=self.device)))
+        if asked:
+            self.save()
+            raise Interrupted(f"interrupted; saved {self.run.last}, continue with ckpt=last")
+
+
+def amp_dtype(settings: TrainorSettings, device: torch.device) -> torch.dtype | None:
+    """The autocast type, None for full precision: on request, and where the device gains from it.
+
+    bf16 autocast is 10 to 25 % slower on CPUs without matrix units, so `use_amp` alone leaves it
+    off there.
+
+    Raises:
+        ConfigError: fp16 on a CPU, which has no gradient scaler.
+    """
+    if settings.amp_dtype == "fp16" and device.type == "cpu":
+        raise ConfigError("trainor.amp_dtype: fp16 needs a GPU; write bf16 or null")
+    if settings.amp_dtype:
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}[settings.amp_dtype]
+    if settings.use_amp and device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if settings.use_amp:
+        console.say(
+            f"use_amp: full precision on {device.type}, which gains nothing from mixed precision"
+        )
+    return None

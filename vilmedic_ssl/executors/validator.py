@@ -1,0 +1,149 @@
+"""Scores during training: the loss on fixed views, and metrics of the embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vilmedic_ssl import dist
+from vilmedic_ssl.data.loader import Loader
+from vilmedic_ssl.errors import ConfigError, UserError
+from vilmedic_ssl.executors.health import embedding_health
+from vilmedic_ssl.models.base import PretrainingModel
+from vilmedic_ssl.registry import closest
+
+LOSSES = {
+    "loss": "validation_loss",
+    "validation_loss": "validation_loss",
+    "training_loss": "training_loss",
+}
+
+
+def _alignment(a_ND: Tensor, b_ND: Tensor, labels: Tensor | None) -> float:
+    """Mean squared distance of the two views (Wang and Isola 2020)."""
+    return float((F.normalize(a_ND) - F.normalize(b_ND)).square().sum(1).mean())
+
+
+def _uniformity(a_ND: Tensor, b_ND: Tensor, labels: Tensor | None) -> float:
+    """Log of the mean Gaussian potential exp(-2 d^2) between images (Wang and Isola 2020)."""
+    return float(torch.pdist(F.normalize(a_ND)).square().mul(-2).exp().mean().log())
+
+
+def _top1(a_ND: Tensor, b_ND: Tensor, labels: Tensor | None) -> float:
+    """Share of first views whose nearest second view is their own."""
+    nearest = (F.normalize(a_ND) @ F.normalize(b_ND).T).argmax(1)
+    return float((nearest == torch.arange(len(a_ND), device=nearest.device)).float().mean())
+
+
+def _knn(a_ND: Tensor, b_ND: Tensor, labels: Tensor | None) -> float:
+    """Leave-one-out accuracy of 20 cosine neighbours weighted exp(s / 0.07), on single labels."""
+    if labels is None or labels.dim() != 1:
+        raise UserError(
+            "validator.metrics: knn needs one class per image; take it out, or label the "
+            "validation split"
+        )
+    similarity = F.normalize(a_ND) @ F.normalize(a_ND).T
+    weight, nearest = similarity.fill_diagonal_(-torch.inf).topk(min(20, len(a_ND) - 1))
+    votes = torch.zeros(len(a_ND), int(labels.max()) + 1, device=a_ND.device)
+    votes.scatter_add_(1, labels[nearest], (weight / 0.07).softmax(1))
+    return float((votes.argmax(1) == labels).float().mean())
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number from both views' embeddings and the labels, and its right direction."""
+
+    score: Callable[[Tensor, Tensor, Tensor | None], float]
+    lower_is_better: bool
+
+
+METRICS = {
+    "knn": Metric(_knn, False),
+    "top1": Metric(_top1, False),
+    "effective_rank": Metric(lambda a, b, y: embedding_health(a)["rank"], False),
+    "feature_std": Metric(lambda a, b, y: embedding_health(a)["std"], False),
+    "alignment": Metric(_alignment, True),
+    "uniformity": Metric(_uniformity, True),
+}
+
+
+def check_metrics(names: list[str], chosen: str) -> bool:
+    """Check the validator's metric names and the one training is steered by; True when lower is
+    better.
+
+    Raises:
+        ConfigError: unknown metric, or one that is not computed.
+    """
+    for name in names:
+        if name not in METRICS:
+            raise ConfigError(f"validator.metrics: there is no {name!r}; {closest(name, METRICS)}")
+    if chosen in LOSSES:
+        return True
+    if chosen not in names:
+        known = [*LOSSES, *names]
+        raise ConfigError(
+            f"trainor.early_stop_metric: {chosen!r} is not computed; {closest(chosen, known)}"
+        )
+    return METRICS[chosen].lower_is_better
+
+
+class Validator:
+    """Evaluates a model on the loaders of its splits.
+
+    Args:
+        loaders: per split; their datasets give the same random views at every evaluation.
+        metrics: names in METRICS.
+    """
+
+    def __init__(self, loaders: dict[str, Loader], metrics: list[str], device: torch.device):
+        self.loaders, self.metrics, self.device = loaders, metrics, device
+
+    @torch.no_grad()
+    def __call__(self, model: PretrainingModel, cast: Callable[[], Any]) -> dict[str, float]:
+        """`validation_loss`, its `chance` and each metric, as the plain mean over splits.
+
+        The loss is the mean over images: a short last batch counts with its own size.
+        """
+        training = model.training
+        model.eval()
+        try:
+            per_split = [self._split(model, loader, cast) for loader in self.loaders.values()]
+        finally:
+            model.train(training)
+        return {name: sum(s[name] for s in per_split) / len(per_split) for name in per_split[0]}
+
+    def _split(
+        self, model: PretrainingModel, loader: Loader, cast: Callable[[], Any]
+    ) -> dict[str, float]:
+        totals, images = {"validation_loss": 0.0, "chance": 0.0}, 0
+        kept: list[list[Tensor]] = []
+        for batch in loader.epoch(0):
+            batch = to_device(batch, self.device)
+            with cast():
+                rows = model(batch["images"], rows_only=True)
+                out = model.score(*rows)
+            n = sum(dist.counts_of(len(rows[0]), self.device))
+            totals["validation_loss"] += float(out["loss"]) * n
+            totals["chance"] += out.get("chance", float("nan")) * n
+            images += n
+            if self.metrics:
+                labels = [dist.gather(batch["labels"])] if "labels" in batch else []
+                kept.append([dist.gather(rows[0].float()), dist.gather(rows[-1].float()), *labels])
+        scores = {name: value / images for name, value in totals.items()}
+        if self.metrics:
+            first, second, *labels = [torch.cat(parts) for parts in zip(*kept, strict=True)]
+            for name in self.metrics:
+                scores[name] = METRICS[name].score(first, second, labels[0] if labels else None)
+        return scores
+
+
+def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Tensors moved, the rest as it is."""
+    return {
+        k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()
+    }

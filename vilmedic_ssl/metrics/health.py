@@ -1,0 +1,100 @@
+"""Is the representation alive? Measures without labels, and two with labels that go beside a
+picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from vilmedic_ssl.metrics.arrays import as_features, unit_rows
+from vilmedic_ssl.metrics.knn import neighbours
+
+MOST = 2000  # rows compared with each other; more would cost memory and change no decision
+
+
+def effective_rank(x: Any) -> float:
+    """exp(entropy of the singular values of `x` scaled to sum 1), from 1 to min(N, D); 0 for all
+    zeros.
+
+    Roy & Vetterli 2007; RankMe (Garrido et al. 2023) without its small constant. Not centred: a
+    collapsed embedding, every row the same, gives 1.
+    """
+    singular = np.linalg.svd(as_features(x, "x").astype(np.float64), compute_uv=False)
+    if singular.sum() == 0:
+        return 0.0
+    p = singular / singular.sum()
+    return float(np.exp(-(p[p > 0] * np.log(p[p > 0])).sum()))
+
+
+def feature_std(x: Any) -> float:
+    """Mean over dimensions of the standard deviation of unit-length rows: 0 collapsed, 1/sqrt(D)
+    spread out.
+
+    Chen & He 2021 (SimSiam), section 4.1.
+    """
+    return float(unit_rows(as_features(x, "x")).std(axis=0).mean())
+
+
+def alignment(x: Any, y: Any) -> float:
+    """Mean squared distance of paired unit rows, 0 to 4: low when two views agree (Wang & Isola
+    2020).
+    """
+    x_ND, y_ND = unit_rows(as_features(x, "x")), unit_rows(as_features(y, "y"))
+    return float(((x_ND - y_ND) ** 2).sum(axis=1).mean())
+
+
+def uniformity(x: Any) -> float:
+    """log of the mean over pairs of exp(-2 squared distance) of unit rows: 0 collapsed, lower is
+    more even.
+
+    Wang & Isola 2020. Reads at most 2000 evenly spaced rows; nan for one row.
+    """
+    x_ND = unit_rows(_thin(as_features(x, "x")).astype(np.float64))
+    if len(x_ND) < 2:
+        return float("nan")
+    pairs = (x_ND @ x_ND.T)[np.triu_indices(len(x_ND), 1)]
+    return float(np.log(np.exp(-4 * (1 - pairs)).mean()))
+
+
+def silhouette(x: Any, y: Sequence[Any] | np.ndarray) -> float:
+    """Mean cosine silhouette of the classes, -1 to 1; nan unless 2 <= classes < rows. At most 2000
+    rows are read.
+    """
+    from sklearn.metrics import silhouette_score
+
+    x_ND, y_N = _thin(as_features(x, "x")), _thin(np.asarray(y))
+    if not 2 <= len(np.unique(y_N)) < len(y_N):
+        return float("nan")
+    return float(silhouette_score(x_ND, y_N, metric="cosine"))
+
+
+def knn_purity(
+    x: Any, y: Sequence[Any] | np.ndarray, *, k: int = 10, groups: Sequence[Any] | None = None
+) -> float:
+    """Mean share of a row's k nearest others (cosine) that carry its class; nan when no row has
+    another.
+
+    Rows of the same group (patient) do not count as others: being close to oneself is no merit.
+    Its chance level is the sum of squared class shares. At most 2000 evenly spaced rows are asked.
+    """
+    x_ND, y_N = as_features(x, "x"), np.asarray(y)
+    _, group_N = np.unique(np.arange(len(x_ND)) if groups is None else groups, return_inverse=True)
+    asked = _thin(np.arange(len(x_ND)))
+    near_MK, cos_MK = neighbours(
+        x_ND[asked], x_ND, k=k, query_groups=group_N[asked], bank_groups=group_N
+    )
+    other_MK = np.isfinite(cos_MK)
+    same_MK = (y_N[near_MK] == y_N[asked, None]) & other_MK
+    has_M = other_MK.any(axis=1)
+    share = same_MK[has_M].sum(axis=1) / other_MK[has_M].sum(axis=1)
+    return float(share.mean()) if has_M.any() else float("nan")
+
+
+def _thin(rows: np.ndarray) -> np.ndarray:
+    """At most MOST rows, evenly spaced."""
+    if len(rows) <= MOST:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, MOST).astype(int)]

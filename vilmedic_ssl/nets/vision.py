@@ -1,0 +1,169 @@
+"""Image encoders: any timm network behind ViLMedic's keys."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vilmedic_ssl.errors import ConfigError, UserError
+from vilmedic_ssl.registry import proto
+
+POOLED, UNPOOLED, WHOLE = "avgpool", "features", "classifier"
+
+
+@proto("CNN")
+class VisualEncoder(nn.Module):
+    """A timm network from images (B, C, H, W) float to features.
+
+    Attributes:
+        backbone: a timm model name, for example resnet50 or vit_small_patch16_224.
+        output_layer: avgpool = pooled vector; features = last map or token sequence; layer1 ...
+            layer4 of a ResNet; classifier or null = the whole network with its 1000 classes.
+        dropout_out: dropout on the output, probability in [0, 1).
+        permute: batch_first gives (B, S, D), or (B, D) when there is one position; spatial_first
+            (S, B, D); no_permute (B, D, H, W) for maps and (B, D, 1, 1) for pooled vectors.
+        freeze: parameters get no gradient and the network stays in eval mode, batch norm included.
+        pretrained: start from the weights timm publishes (needs a download or a filled cache).
+        in_chans: channels of the first convolution; grey images are repeated when it is 3.
+        stem: standard; small = 3x3 stride 2 without pooling, for 28 to 64 px; cifar = 3x3 stride 1
+            (ResNets only).
+        options: further arguments of timm.create_model, for example {img_size: 64, patch_size: 8}.
+
+    Raises:
+        ConfigError: unknown backbone, layer or option.
+        UserError: pretrained weights cannot be had, or colour images meet a one-channel network.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: str,
+        output_layer: str | None = POOLED,
+        dropout_out: float = 0.0,
+        permute: Literal["batch_first", "spatial_first", "no_permute"] = "batch_first",
+        freeze: bool = False,
+        pretrained: bool = False,
+        in_chans: Literal[1, 3] = 3,
+        stem: Literal["standard", "small", "cifar"] = "standard",
+        options: dict[str, Any] = {},  # noqa: B006 (never written to)
+    ):
+        super().__init__()
+        whole = output_layer in (None, WHOLE)
+        self.net: Any = _create(
+            backbone, pretrained, in_chans, options, num_classes=1000 if whole else 0
+        )
+        if stem != "standard":
+            _replace_stem(self.net, backbone, stem, in_chans)
+        self.output_layer = WHOLE if output_layer is None else output_layer
+        self.permute, self.freeze, self.in_chans = permute, freeze, in_chans
+        self.out_dim = self._cut(backbone)
+        self.dropout = nn.Dropout(dropout_out)
+        if freeze:
+            self.requires_grad_(False).eval()
+
+    def _cut(self, backbone: str) -> int:
+        """Drop what comes after `output_layer`; returns the width of what is left."""
+        if self.output_layer == WHOLE:
+            return int(self.net.num_classes)
+        if self.output_layer in (POOLED, UNPOOLED):
+            return int(self.net.num_features)
+        stages = {info["module"]: info["num_chs"] for info in getattr(self.net, "feature_info", [])}
+        children = dict(self.net.named_children())
+        if (
+            self.output_layer not in stages
+            or self.output_layer not in children
+            or "layer4" not in children
+        ):
+            known = [
+                POOLED,
+                UNPOOLED,
+                WHOLE,
+                *(s for s in stages if s in children and "layer4" in children),
+            ]
+            raise ConfigError(
+                f"cnn.output_layer: {backbone} has no {self.output_layer!r}; write one of "
+                f"{', '.join(known)}"
+            )
+        names = list(children)
+        kept = names[: names.index(self.output_layer) + 1]
+        self.net = nn.Sequential(*[children[name] for name in kept])
+        return int(stages[self.output_layer])
+
+    def train(self, mode: bool = True) -> VisualEncoder:
+        """Frozen encoders stay in eval mode whatever is asked."""
+        return super().train(mode and not self.freeze)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        if images_BCHW.shape[1] == 1 and self.in_chans == 3:
+            images_BCHW = images_BCHW.expand(-1, 3, -1, -1)
+        if images_BCHW.shape[1] != self.in_chans:
+            raise UserError(
+                f"images have {images_BCHW.shape[1]} channels but model.cnn.in_chans is "
+                f"{self.in_chans}; "
+                "write model.cnn.in_chans=3, or read the images as grey"
+            )
+        if self.output_layer == POOLED:
+            x = self.net.forward_head(self.net.forward_features(images_BCHW), pre_logits=True)
+        elif self.output_layer == UNPOOLED:
+            x = self.net.forward_features(images_BCHW)
+        else:
+            x = self.net(images_BCHW)
+        return self._arrange(self.dropout(x))
+
+    def _arrange(self, x: Tensor) -> Tensor:
+        if self.permute == "no_permute":
+            return x[:, :, None, None] if x.dim() == 2 else x
+        if x.dim() == 4:
+            x = x.flatten(2).transpose(1, 2)
+        elif x.dim() == 2:
+            x = x[:, None]
+        if self.permute == "spatial_first":
+            return x.transpose(0, 1)
+        return x[:, 0] if x.shape[1] == 1 else x
+
+
+def _create(
+    backbone: str, pretrained: bool, in_chans: int, options: dict[str, Any], num_classes: int
+) -> nn.Module:
+    import timm
+
+    if not timm.is_model(backbone):
+        near = timm.list_models(f"{backbone[:6]}*")[:5]
+        raise ConfigError(
+            f"cnn.backbone: timm has no {backbone!r}; for example {', '.join(near or ['resnet50'])}"
+        )
+    try:
+        return timm.create_model(
+            backbone, pretrained=pretrained, in_chans=in_chans, num_classes=num_classes, **options
+        )
+    except TypeError as error:
+        raise ConfigError(f"cnn.options: {backbone} does not take {options} ({error})") from error
+    except Exception as error:
+        if not pretrained:
+            raise
+        raise UserError(
+            f"cnn.pretrained: the published weights of {backbone} cannot be had here "
+            f"({type(error).__name__}); write model.cnn.pretrained=false"
+        ) from error
+
+
+def _replace_stem(net: nn.Module, backbone: str, stem: str, in_chans: int) -> None:
+    """A first convolution for small images: 3x3, no pooling (SimCLR, Chen et al. 2020, appendix
+    B.9).
+    """
+    first = getattr(net, "conv1", None)
+    if not isinstance(first, nn.Conv2d) or not hasattr(net, "maxpool"):
+        raise ConfigError(
+            f"cnn.stem: {backbone} has no ResNet stem to replace; write stem: standard"
+        )
+    stride = 2 if stem == "small" else 1
+    conv = nn.Conv2d(in_chans, first.out_channels, 3, stride=stride, padding=1, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    net.conv1, net.maxpool = conv, nn.Identity()
+
+
+def pooled(x: Tensor) -> Tensor:
+    """One vector per image: (B, D) unchanged, (B, S, D) averaged over positions."""
+    return x if x.dim() == 2 else torch.mean(x, dim=1)

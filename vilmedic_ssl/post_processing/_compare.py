@@ -1,0 +1,166 @@
+"""The model's scores beside its reference rows, on the same rows and the same bootstrap draws of
+patients.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vilmedic_ssl import metrics
+from vilmedic_ssl.console import progress, warn
+from vilmedic_ssl.errors import UserError
+from vilmedic_ssl.post_processing._shared import (
+    Features,
+    Source,
+    SplitFeatures,
+    Value,
+    labels_of,
+    rows_of,
+)
+
+Scorer = Callable[[Source, str, np.ndarray], np.ndarray]
+"""(source, key, (M, D) rows to score) -> (M, C) scores; it fetches what it fits on by itself."""
+
+
+def compare(
+    features: Features,
+    out: Path,
+    plugin: str,
+    scorer: Scorer,
+    *,
+    key: str,
+    references: Sequence[Source],
+    draws: int,
+) -> Iterator[tuple[str, Value]]:
+    """Score every split but train with the model's features and with those of every reference.
+
+    Yields:
+        "<split>/<plugin>/<metric>" for the model, ".../<reference>/<metric>", and the paired
+        difference ".../minus_<reference>/<metric>", as (value, low, high); low and high fall away
+        where no interval exists. Last, `<plugin>_<tag>.json` with the same numbers.
+
+    Raises:
+        UserError: no train split, nothing to score, no labels, or no such key.
+    """
+    splits = scored_splits(features, plugin)
+    plugin = plugin if key == "encoder" else f"{plugin}_{key}"  # one run may judge several keys
+    parts = [features.get(split) for split in splits]
+    for part in [features.get("train"), *parts]:
+        labels_of(part, plugin)
+    cuts = np.cumsum([len(part.ids) for part in parts])[:-1]
+    scores: list[list[np.ndarray]] = []  # one list per source, one array per split
+    sources: list[Source] = ["model", *references]
+    for source in progress(sources, desc=plugin, unit="encoder"):
+        name = key if source == "model" else "encoder"
+        stacked = np.concatenate([rows_of(features.get(s, source), name) for s in splits])
+        made = _widen(scorer(source, name, stacked), len(parts[0].label_names))
+        scores.append(np.split(made, cuts))
+    table: dict[str, Value] = {}
+    for part, of_sources in zip(parts, zip(*scores, strict=True), strict=True):
+        table |= _table(plugin, part, references, of_sources, draws=draws, seed=features.seed)
+    yield from table.items()
+    yield (
+        f"{plugin}: every number with its interval",
+        _write(table, out / f"{plugin}_{features.tag}.json"),
+    )
+
+
+def scored_splits(features: Features, plugin: str) -> list[str]:
+    """The splits asked for that can be scored: all but train, on which the judges are fitted.
+
+    Raises:
+        UserError: nothing to fit on or nothing to score.
+    """
+    if not features.has("train"):
+        raise UserError(
+            f"{plugin}: the data has no train split to fit on; add one or take {plugin} out"
+        )
+    splits = [split for split in features.splits if split != "train"]
+    if not splits:
+        raise UserError(
+            f"{plugin}: only train is asked for; write ensemblor.splits: [train, validate, test]"
+        )
+    return splits
+
+
+def measure(y: np.ndarray, score_NC: np.ndarray) -> np.ndarray:
+    """Every metric of `metric_names` for labels (N,) or (N, C) and scores (N, C); nan where
+    undefined.
+    """
+    if y.ndim == 2:
+        auroc_C = metrics.columns(metrics.auroc, y, score_NC)
+        auprc_C = metrics.columns(metrics.auprc, y, score_NC)
+        return np.array([metrics.macro(auroc_C), metrics.macro(auprc_C), *auroc_C])
+    chosen_N = score_NC.argmax(axis=1)
+    auroc_C = metrics.columns(metrics.auroc, metrics.one_hot(y, score_NC.shape[1]), score_NC)
+    hits = metrics.accuracy(y, chosen_N), metrics.balanced_accuracy(y, chosen_N)
+    return np.array([*hits, metrics.macro(auroc_C), *auroc_C])
+
+
+def metric_names(labels: np.ndarray, label_names: Sequence[str]) -> list[str]:
+    """The order of `measure`: means first, then the AUROC of every class or finding."""
+    means = ["accuracy", "balanced_accuracy", "auroc"] if labels.ndim == 1 else ["auroc", "auprc"]
+    return means + [f"auroc/{name}" for name in label_names]
+
+
+def _table(
+    plugin: str,
+    part: SplitFeatures,
+    references: Sequence[str],
+    scores: Sequence[np.ndarray],
+    *,
+    draws: int,
+    seed: int,
+) -> dict[str, Value]:
+    """The numbers of one split: model, references and differences from one set of draws."""
+
+    def all_at_once(y: np.ndarray, *scores: np.ndarray) -> np.ndarray:
+        value_SK = np.stack([measure(y, score_NC) for score_NC in scores])
+        return np.concatenate([value_SK, value_SK[:1] - value_SK[1:]])
+
+    labels = labels_of(part, plugin)
+    found = metrics.resample(
+        all_at_once, labels, *scores, groups=part.patients, draws=draws, seed=seed
+    )
+    value_RK, (low_RK, high_RK) = found.value, found.interval()
+    names = metric_names(labels, part.label_names)
+    rows = ["", *(f"{name}/" for name in references), *(f"minus_{name}/" for name in references)]
+    table: dict[str, Value] = {}
+    for r, row in enumerate(rows):
+        for k in np.flatnonzero(np.isfinite(value_RK[r])):
+            triple = float(value_RK[r, k]), float(low_RK[r, k]), float(high_RK[r, k])
+            table[f"{part.name}/{plugin}/{row}{names[k]}"] = (
+                triple if np.isfinite(triple).all() else triple[0]
+            )
+    undefined = [names[k].removeprefix("auroc/") for k in np.flatnonzero(np.isnan(value_RK[0]))]
+    if undefined:
+        warn(
+            f"{plugin}: {', '.join(undefined)} cannot be scored on {part.name} (fewer than two "
+            f"classes known there, or none in train); left out of the means"
+        )
+    if found.redrawn > draws // 10:
+        warn(
+            f"{plugin}: {found.redrawn} bootstrap draws of {part.name} missed a class and were "
+            f"redrawn; read the intervals with care"
+        )
+    return table
+
+
+def _widen(score_MC: np.ndarray, classes: int) -> np.ndarray:
+    """Zero columns for classes that occur nowhere in training."""
+    return np.pad(score_MC, ((0, 0), (0, max(0, classes - score_MC.shape[1]))))
+
+
+def _write(table: dict[str, Value], path: Path) -> Path:
+    """{name: {value[, low, high]}} as JSON."""
+    keys = "value", "low", "high"
+    data = {
+        name: dict(zip(keys, value if isinstance(value, tuple) else (value,), strict=False))
+        for name, value in table.items()
+    }
+    path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
