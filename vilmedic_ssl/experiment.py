@@ -143,7 +143,6 @@ def train(config: Mapping[str, Any]) -> Path:
         run = Run(run.folder, content["seed"])
     else:
         _make_room(run, experiment.overwrite)
-    dist.on_main(run.create)
     console.say(
         f"run {run.folder}, seed {run.seed}, device {device.type}, {dist.world_size()} process(es)"
     )
@@ -159,6 +158,7 @@ def train(config: Mapping[str, Any]) -> Path:
     validator = Validator(
         {s: loaders[s] for s in experiment.validator.splits}, experiment.validator.metrics, device
     )
+    dist.on_main(run.create)
     kept = {**node, "ckpt": None, "overwrite": False, "seed": run.seed}
     train_loader = loaders["train"]
     trainor = Trainor(

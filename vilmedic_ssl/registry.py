@@ -171,7 +171,9 @@ def complete(node: Any, obj: Callable[..., Any], where: str) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for given, value in node.items():
         name = aliases.get(given, str(given))
-        path = f"{where}.{name}" if where else str(name)
+        path = f"{where}.{name}" if where else name
+        if value == "???":  # OmegaConf's mark for a value the user must supply
+            raise ConfigError(f"{path}: this key must be given, write {path}=...")
         if name == "proto":
             result[name] = value
         elif name not in keys:

@@ -83,7 +83,7 @@ class Trainor:
         self.config, self.data = config, data
         self.device = next(model.parameters()).device
         if settings.channels_last:
-            model = model.to(memory_format=torch.channels_last)
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model: PretrainingModel = dist.globalise_batch_norm(model)  # type: ignore[assignment]
         self.wrapped: nn.Module = dist.wrap(self.model)
         self.optimizer = build_optimizer(self.model, settings.optimizer, settings.optim_params)
@@ -167,8 +167,7 @@ class Trainor:
         states = content["random"]
         checkpoint.set_random_state(states[dist.rank() % len(states)])
 
-    # -- the loop
-    # ----------------------------------------------------------------------------------------------------
+    # -- the loop --------------------------------------------------------------------------------
 
     def fit(self) -> None:
         """Train from `self.progress` to the end.
