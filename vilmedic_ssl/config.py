@@ -20,7 +20,8 @@ from vilmedic_ssl.errors import ConfigError
 from vilmedic_ssl.registry import closest
 
 REPOSITORY = Path(__file__).parents[1]
-RESOLVER_CALL = re.compile(r"\$\{\s*([A-Za-z_][\w.]*)\s*:")
+TO_KEY = re.compile(r"\$\{\s*[\w.\[\]-]+\s*\}")
+TO_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:[^{}]*\}")
 
 
 def find_file(name: str | Path, beside: Path | None = None) -> Path:
@@ -73,8 +74,8 @@ def read_with_includes(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, An
         raise ConfigError(f"{path}: includes itself ({loop}); remove one of the `includes`")
     node = read_yaml(path)
     includes = node.pop("includes", None) or []
-    if not isinstance(includes, list):
-        raise ConfigError(f"{path}: `includes` must be a list, write `includes: [{includes}]`")
+    if not isinstance(includes, list) or not all(isinstance(entry, str) for entry in includes):
+        raise ConfigError(f"{path}: `includes` must list files, for example `includes: [base.yml]`")
     merged: dict[str, Any] = {}
     for entry in includes:
         below = read_with_includes(find_file(entry, path.parent), (*chain, here))
@@ -103,7 +104,7 @@ def apply_override(node: Any, keys: Sequence[str], value: Any, text: str) -> Non
         last = depth == len(keys) - 1
         slot: Any = key
         if isinstance(node, list):
-            if not key.isdigit() or int(key) >= len(node):
+            if not key.isdecimal() or int(key) >= len(node):
                 raise ConfigError(
                     f"{text!r}: {'.'.join(keys[:depth])} has {len(node)} items, numbered from 0"
                 )
@@ -121,7 +122,9 @@ def apply_override(node: Any, keys: Sequence[str], value: Any, text: str) -> Non
 
 
 def refuse_resolvers(node: Any, where: str, allow_env: bool) -> None:
-    """Interpolation may name config keys; resolver calls such as `${oc.env:HOME}` are off."""
+    """Interpolation may name config keys and nothing else: resolver calls such as
+    `${oc.env:HOME}`, also in pieces (`${${a}:HOME}`), are off.
+    """
     if isinstance(node, Mapping):
         for key, value in node.items():
             refuse_resolvers(value, f"{where}.{key}" if where else str(key), allow_env)
@@ -129,16 +132,14 @@ def refuse_resolvers(node: Any, where: str, allow_env: bool) -> None:
         for i, value in enumerate(node):
             refuse_resolvers(value, f"{where}.{i}", allow_env)
     elif isinstance(node, str):
-        for name in RESOLVER_CALL.findall(node):
-            if name == "oc.env" and allow_env:
-                continue
-            hint = (
-                "; environment variables need allow_env=true on the command line"
-                if name == "oc.env"
-                else ""
-            )
+        rest = TO_KEY.sub("", node)
+        if allow_env:
+            rest = TO_ENVIRONMENT.sub("", rest)
+        if "${" in rest:
+            hint = "; environment variables need allow_env=true on the command line"
             raise ConfigError(
-                f"{where}: ${{{name}:...}} is not allowed, only ${{a.config.key}}{hint}"
+                f"{where}: {node!r} is not allowed, only ${{a.config.key}}"
+                f"{hint if 'oc.env' in rest else ''}"
             )
 
 
@@ -159,10 +160,12 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
             apply_override(node, keys, value, text)
     refuse_resolvers(node, "", allow_env)
     try:
-        return OmegaConf.to_container(OmegaConf.create(node), resolve=True)  # type: ignore[return-value]
+        resolved = OmegaConf.to_container(OmegaConf.create(node), resolve=True)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "config"
         raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from error
+    refuse_resolvers(resolved, "", False)  # what pieces add up to would be resolved by its reader
+    return resolved  # type: ignore[return-value]
 
 
 def freeze(node: Mapping[str, Any]) -> DictConfig:

@@ -14,7 +14,7 @@ from vilmedic_ssl import config as yaml_config
 from vilmedic_ssl import console
 from vilmedic_ssl.errors import ConfigError, UserError
 from vilmedic_ssl.executors.settings import EnsemblorSettings, TrainorSettings, ValidatorSettings
-from vilmedic_ssl.registry import Kind, build, complete, load_plugins, plain
+from vilmedic_ssl.registry import Kind, build, complete, conform, load_plugins, plain
 
 if TYPE_CHECKING:
     import torch
@@ -90,7 +90,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
 
 def check(node: Mapping[str, Any]) -> dict[str, Any]:
     """A config as plain data, complete, or ConfigError."""
-    load_plugins(node.get("plugins") or ())
+    load_plugins(conform(node.get("plugins") or [], list[str], "plugins"))
     checked = complete(node, Experiment, "")
     _experiment(checked)
     return checked

@@ -98,6 +98,8 @@ def load_plugins(modules: Iterable[str]) -> None:
     [my_package.my_module]`).
     """
     for name in modules:
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise ConfigError(f"plugins: {name!r} is no module; write for example my_package.my")
         try:
             importlib.import_module(name)
         except ImportError as error:
@@ -122,6 +124,8 @@ def find(name: str, *, folder: str | None = None, where: str = "proto") -> Calla
     Raises:
         ConfigError: unknown name, with the closest known ones of `folder`.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f"{where}: expected a name, found {name!r}")
     if name in _plugins:
         return _plugins[name]
     if name in index():
@@ -174,7 +178,9 @@ def complete(node: Any, obj: Callable[..., Any], where: str) -> dict[str, Any]:
         path = f"{where}.{name}" if where else name
         if value == "???":  # OmegaConf's mark for a value the user must supply
             raise ConfigError(f"{path}: this key must be given, write {path}=...")
-        if name == "proto":
+        if name == "proto" and value is None:
+            continue
+        if name == "proto" and find(value, where=path) is obj:
             result[name] = value
         elif name not in keys:
             raise ConfigError(f"{path}: there is no such key; {closest(name, keys)}")
@@ -232,9 +238,26 @@ def conform(value: Any, annotation: Any, where: str) -> Any:
         and annotation.__module__ != "builtins"
         and isinstance(value, Mapping)
     ):
-        cls = find(value["proto"], where=f"{where}.proto") if value.get("proto") else annotation
-        return complete(value, cls, where)
-    raise ConfigError(f"{where}: expected {spell(annotation)}, found {value!r}")
+        return complete(value, _chosen(value, annotation, where), where)
+    hint = "; put quotes around it" if annotation is str and isinstance(value, (int, float)) else ""
+    raise ConfigError(f"{where}: expected {spell(annotation)}, found {value!r}{hint}")
+
+
+def _chosen(node: Mapping[str, Any], cls: Callable[..., Any] | None, where: str) -> Any:
+    """The class a node is to be made of: its proto, which must be a kind of `cls` unless a plug-in
+    registered it, or `cls` itself.
+    """
+    name = node.get("proto")
+    if not name:
+        return cls
+    found = find(name, where=f"{where}.proto")
+    if inspect.isclass(cls) and name not in _plugins and not _is_a(found, cls):
+        raise ConfigError(f"{where}.proto: {name!r} is no {cls.__name__}; leave `proto` out")
+    return found
+
+
+def _is_a(found: Any, cls: type) -> bool:
+    return inspect.isclass(found) and issubclass(found, cls)
 
 
 def _any_of(value: Any, choices: tuple[Any, ...], where: str) -> Any:
@@ -327,8 +350,7 @@ def build(node: Any, *context: Any, cls: Callable[..., Any] | None = None, where
         raise ConfigError(
             f"{where or 'build'}: expected keys and values with a `proto`, found {node!r}"
         )
-    obj = find(node["proto"], where=f"{where}.proto") if node.get("proto") else cls
-    assert obj is not None
+    obj = _chosen(node, cls, where)
     values = complete(node, obj, where)
     values.pop("proto", None)
     for name, key in schema(obj).items():

@@ -89,6 +89,7 @@ class Log:
         """One record; numbers also become TensorBoard scalars."""
         if self._file is None:
             return
+        values = {k: None if v != v else v for k, v in values.items()}  # NaN is not JSON
         record = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()

@@ -51,6 +51,11 @@ def warmup_cosine(
 ) -> float:
     """Linear from 0 during the warm-up, then half a cosine down to `floor` (a factor) at the last
     step.
+
+    Args:
+        warmup_epochs: length of the warm-up in epochs.
+        warmup_steps: its length in steps instead; null = by epochs.
+        floor: share of the base rate left at the end.
     """
     warmup = (
         warmup_steps if warmup_steps is not None else round(warmup_epochs * clock.steps_per_epoch)
@@ -62,12 +67,21 @@ def warmup_cosine(
 
 
 def multiplicative(clock: Clock, *, gamma: float = 0.95) -> float:
-    """Times `gamma` after every epoch."""
+    """Times `gamma` after every epoch.
+
+    Args:
+        gamma: factor per epoch.
+    """
     return gamma**clock.epoch
 
 
 def step(clock: Clock, *, step_size: int = 30, gamma: float = 0.1) -> float:
-    """Times `gamma` every `step_size` epochs."""
+    """Times `gamma` every `step_size` epochs.
+
+    Args:
+        step_size: epochs between two drops.
+        gamma: factor per drop.
+    """
     return gamma ** (clock.epoch // step_size)
 
 
@@ -85,6 +99,15 @@ def plateau(
     """Times `factor` when the score has not improved for more than `patience` evaluations.
 
     The arithmetic of torch.optim.lr_scheduler.ReduceLROnPlateau, folded over all scores so far.
+
+    Args:
+        factor: what the rate is multiplied by.
+        patience: evaluations without improvement that are tolerated.
+        threshold: smallest change of the score that counts as improvement.
+        threshold_mode: rel = a share of the best score, abs = in the score's own unit.
+        cooldown: evaluations after a drop that are not counted.
+        min_lr: the rate never falls below it.
+        eps: drops smaller than this are not made.
     """
     best = math.inf if clock.lower else -math.inf
     bad, wait, rate = 0, 0, clock.base_lr

@@ -275,12 +275,13 @@ class Trainor:
         at, settings = self.progress, self.settings
         scored = self.ema.model if self.ema else self.model
         scores = self.validator(scored, self.cast)  # type: ignore[arg-type]
+        chance = scores.pop("chance")
         scores["training_loss"] = at.losses / max(1, at.batches)
         score = scores[LOSSES.get(settings.early_stop_metric, settings.early_stop_metric)]
         best = best_of(at.scores, at.lower_is_better)
         at.scores.append(score)
         at.score_epochs.append(at.epoch)
-        log.write("eval", at.step, epoch=at.epoch, scores=scores)
+        log.write("eval", at.step, epoch=at.epoch, chance=chance, scores=scores)
         told = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
         waits = stale(at.since(settings.early_stop_start), at.lower_is_better)
         console.say(

@@ -19,8 +19,10 @@ from vilmedic_ssl.registry import proto
 
 @dataclass(frozen=True, kw_only=True)
 class NTXent:
-    """Attributes:
-    tau: temperature, > 0.
+    """The normalised, temperature-scaled cross entropy of SimCLR.
+
+    Attributes:
+        tau: temperature, > 0.
     """
 
     tau: float = 0.5

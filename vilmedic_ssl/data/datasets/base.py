@@ -107,9 +107,7 @@ class MedicalDataset(torch.utils.data.Dataset[dict[str, Any]]):
 class ImageFiles:
     """Image files read, prepared and turned into views."""
 
-    def __init__(
-        self, paths: Sequence[Path], transform: Transform, context: Context, where: str = "dataset"
-    ):
+    def __init__(self, paths: Sequence[Path], transform: Transform, *, augment: bool):
         self.paths = list(paths)
         self.mode: Literal["gray", "rgb"]
         if transform.channels == "auto":
@@ -118,9 +116,7 @@ class ImageFiles:
             self.mode = "rgb" if colour else "gray"
         else:
             self.mode = transform.channels
-        self.pipeline = Pipeline(
-            transform, channels=self.mode, random=context.augment, where=f"{where}.transform"
-        )
+        self.pipeline = Pipeline(transform, channels=self.mode, random=augment)
         self.memory: dict[int, Tensor] | None = {} if transform.load_memory else None
 
     def prepared(self, index: int) -> Tensor:
@@ -130,9 +126,7 @@ class ImageFiles:
         image = self.pipeline.prepare(read_image(self.paths[index], mode=self.mode))
         if self.memory is not None:
             self.memory[index] = image.half()
-            return self.memory[
-                index
-            ].float()  # the same numbers on the first visit as on later ones
+            image = self.memory[index].float()  # the same numbers on the first visit as later
         return image
 
     def view(self, index: int, seed: int) -> Tensor:

@@ -71,7 +71,7 @@ class ImageFolder(ImageRecords):
             self.label_names = self._class_names()
             number = {name: i for i, name in enumerate(self.label_names)}
             self.labels = np.array([number[name] for _, name in found], dtype=np.int64)
-        self.files = ImageFiles([path for path, _ in found], transform, context)
+        self.files = ImageFiles([path for path, _ in found], transform, augment=context.augment)
 
     def _patients(self, found: list[tuple[Path, str]]) -> list[str]:
         """Patients from file names; without a pattern the path itself."""

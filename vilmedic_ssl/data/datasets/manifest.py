@@ -121,7 +121,9 @@ class Manifest(ImageRecords):
             number = {name: i for i, name in enumerate(self.label_names)}
             self.labels = np.array([number[row[label]] for row in rows], dtype=np.int64)
         base = Path(root) if root else Path(manifest).parent
-        self.files = ImageFiles([safe_join(base, row["path"]) for row in rows], transform, context)
+        self.files = ImageFiles(
+            [safe_join(base, row["path"]) for row in rows], transform, augment=context.augment
+        )
 
     def _cell(self, row: Row, column: str, uncertain: Any, blank: Any) -> float:
         """1, 0 or nan for one label cell."""

@@ -71,6 +71,7 @@ class ImageDataset(ImageRecords):
     """
 
     KEY_ALIASES = {"custom_transform_val": "custom_transform_validate"}
+    TRANSFORM_KEYS = {"custom_transform_train": "train", "custom_transform_validate": "evaluate"}
 
     def __init__(
         self,
@@ -117,7 +118,7 @@ class ImageDataset(ImageRecords):
             std=std,
             load_memory=load_memory,
         )
-        self.files = ImageFiles(paths, transform, context)
+        self.files = ImageFiles(paths, transform, augment=context.augment)
 
 
 @proto
@@ -253,7 +254,12 @@ class _Paired(MedicalDataset):
 
 @proto
 class ImSeq(_Paired):
-    """Images with reports: keys `image` (ImageDataset) and `seq` (TextDataset)."""
+    """Images with reports.
+
+    Attributes:
+        image: one image path per line, the keys of ImageDataset.
+        seq: one report per line, the keys of TextDataset.
+    """
 
     def __init__(self, context: Context, *, image: ImageDataset, seq: TextDataset):
         super().__init__(image=image, seq=seq)
@@ -261,7 +267,12 @@ class ImSeq(_Paired):
 
 @proto
 class ImLabel(_Paired):
-    """Images with labels: keys `image` (ImageDataset) and `label` (LabelDataset)."""
+    """Images with labels.
+
+    Attributes:
+        image: one image path per line, the keys of ImageDataset.
+        label: class names per line, the keys of LabelDataset.
+    """
 
     def __init__(self, context: Context, *, image: ImageDataset, label: LabelDataset):
         super().__init__(image=image, label=label)
@@ -269,7 +280,13 @@ class ImLabel(_Paired):
 
 @proto
 class ImSeqLabel(_Paired):
-    """Images with reports and labels: keys `image`, `seq` and `label`."""
+    """Images with reports and labels.
+
+    Attributes:
+        image: one image path per line, the keys of ImageDataset.
+        seq: one report per line, the keys of TextDataset.
+        label: class names per line, the keys of LabelDataset.
+    """
 
     def __init__(
         self, context: Context, *, image: ImageDataset, seq: TextDataset, label: LabelDataset
