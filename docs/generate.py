@@ -1,8 +1,4 @@
-"""Write the key tables of docs/configuration.md from signatures and docstrings:
-`python docs/generate.py`.
-"""
-
-from __future__ import annotations
+"""`python docs/generate.py`: the key tables of docs/configuration.md from the code's docstrings."""
 
 import dataclasses
 import inspect
@@ -10,87 +6,72 @@ import json
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from vilmedic_ssl.executors import schedules, settings  # noqa: E402
+from vilmedic_ssl.executors.schedules import SCHEDULES  # noqa: E402
 from vilmedic_ssl.experiment import Experiment  # noqa: E402
-from vilmedic_ssl.registry import REQUIRED, find, protos, schema, spell  # noqa: E402
+from vilmedic_ssl.registry import FOLDERS, REQUIRED, Key, find, protos, schema, spell  # noqa: E402
 
 PAGE = REPOSITORY / "docs/configuration.md"
-BEGIN, END = "<!-- begin {} -->", "<!-- end {} -->"
-EXECUTORS = (settings.TrainorSettings, settings.ValidatorSettings, settings.EnsemblorSettings)
-GROUPS: dict[str, Callable[[], list[Any]]] = {
-    "top level": lambda: [Experiment],
-    "executors": lambda: list(EXECUTORS),
-    "schedules": lambda: list(dict.fromkeys(schedules.SCHEDULES.values())),
-    **{folder: lambda folder=folder: [find(name) for name in protos(folder)]  # type: ignore
-       for folder in ("data/datasets", "models", "nets", "post_processing")},
-}  # fmt: skip
 
 
 def described(obj: Any) -> dict[str, str]:
     """Key -> meaning, from the `Attributes:` or `Args:` section of a docstring."""
-    text = inspect.getdoc(obj) or ""
-    section = re.search(r"^(?:Attributes|Args):\n((?:(?: {4}.*)?(?:\n|\Z))+)", text, re.MULTILINE)
-    found: dict[str, str] = {}
-    for entry in re.split(r"\n(?= {4}\S)", section[1].rstrip() if section else ""):
-        for names, meaning in re.findall(r"(\w+(?:, \w+)*): (.+?)(?=; \w+: |$)", flat(entry)):
-            found |= dict.fromkeys(names.split(", "), meaning)
-    return found
+    section = re.split(r"(?m)^(?:Attributes|Args):\n", inspect.getdoc(obj) or "")[-1]
+    entries = re.findall(r"(?m)^ {4}(\w+(?:, \w+)*): (.+(?:\n {8}.+)*)", section.split("\n\n")[0])
+    return {key: escaped(text) for names, text in entries for key in names.split(", ")}
 
 
-def flat(text: str) -> str:
-    return " ".join(text.split())
+def escaped(text: str) -> str:
+    """One line of Markdown in which `<word>` is no HTML, in code or out of it."""
+    parts = " ".join(text.split()).replace("|", "\\|").split("`")
+    return "`".join(p if i % 2 else p.replace("<", "&lt;") for i, p in enumerate(parts))
 
 
-def nested(annotation: Any) -> list[Any]:
-    """The settings classes inside an annotation."""
-    parts = typing.get_args(annotation) or (annotation,)
+def nested(key: Key) -> list[Any]:
+    """The settings classes and protos that a key's annotation names."""
+    parts = typing.get_args(key.annotation) or (key.annotation,)
     return [c for c in parts if inspect.isclass(c) and c.__module__.startswith("vilmedic_ssl.")]
 
 
-def row(name: str, key: Any, meaning: str) -> str:
-    inner = nested(key.annotation)
-    kind = f"keys of {inner[0].__name__}" if inner else spell(key.annotation)
-    default = "its defaults" if dataclasses.is_dataclass(key.default) else json.dumps(key.default) \
-        if key.default is not REQUIRED else "required"  # fmt: skip
-    return f"| `{name}` | {kind} | {default} | {meaning} |"
+def row(name: str, key: Key, meaning: str) -> str:
+    kind = " or ".join(f"[{c.__name__}](#{c.__name__.lower()})" for c in nested(key))
+    default = "required" if key.default is REQUIRED else "its defaults"
+    if key.default is not REQUIRED and not dataclasses.is_dataclass(key.default):
+        default = f"`{json.dumps(key.default)}`"
+    return f"| `{name}` | {kind or spell(key.annotation)} | {default} | {meaning} |"
 
 
-def table(obj: Any) -> str:
-    """Heading, first sentence and keys of one class or function."""
-    meanings = described(obj)
+def section(obj: Any) -> str:
+    """Heading, first sentence and key table of one class or function."""
+    meanings, first = described(obj), (inspect.getdoc(obj) or "").split("\n\n")[0]
     rows = [row(name, key, meanings.get(name, "")) for name, key in schema(obj).items()]
-    head = ["| key | type | default | meaning |", "|---|---|---|---|", *rows] if rows else []
-    summary = flat((inspect.getdoc(obj) or "").split("\n\n")[0])
-    return "\n".join([f"### {obj.__name__}", "", summary, "", *head, *([""] if head else [])])
+    head = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    return "\n".join([f"### {obj.__name__}\n", escaped(first), "", *(head + rows if rows else [])])
 
 
-def with_nested(objects: list[Any], seen: set[Any]) -> Iterator[Any]:
-    """Each object once, followed by the settings classes its keys ask for."""
-    for obj in objects:
-        if obj not in seen:
-            seen.add(obj)
-            yield obj
-            inner = [c for key in schema(obj).values() for c in nested(key.annotation)]
-            yield from with_nested([c for c in inner if dataclasses.is_dataclass(c)], seen)
+def groups() -> dict[str, list[Any]]:
+    """Name of a marked part -> what is described there; settings classes follow their users."""
+    found = {"sections": [Experiment], "schedules": list(dict.fromkeys(SCHEDULES.values()))}
+    found |= {folder: [find(name) for name in protos(folder)] for folder in FOLDERS}
+    for objects in found.values():
+        for obj in objects:  # grows while it is read
+            inner = [c for key in schema(obj).values() for c in nested(key)]
+            objects += [c for c in inner if dataclasses.is_dataclass(c) and c not in objects]
+    return found
 
 
 def render(page: str) -> str:
     """The page with every marked part replaced by what the code says now."""
-    seen: set[Any] = set(EXECUTORS)  # they have a part of their own
-    for name, objects in GROUPS.items():
-        begin, end = BEGIN.format(name), END.format(name)
-        if name == "executors":
-            seen -= set(EXECUTORS)
-        text = "\n".join(table(obj) for obj in with_nested(objects(), seen))
+    for name, objects in groups().items():
+        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
         before, after = page.split(begin)[0], page.split(end)[1]
-        page = f"{before}{begin}\n{text}{end}{after}"
+        text = "\n\n".join(section(obj).rstrip() for obj in objects)
+        page = f"{before}{begin}\n\n{text}\n\n{end}{after}"
     return page
 
 

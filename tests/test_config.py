@@ -233,7 +233,9 @@ def test_relative_interpolation(tmp_path):
     assert config.load(files(tmp_path, top="a: {b: 1, c: '${.b}'}"))["a"]["c"] == 1
 
 
-@pytest.mark.parametrize(("text", "words"), [("a: ${b.c}", "b.c"), ("a: ${b}\nb: ${a}", "ecursive")])
+@pytest.mark.parametrize(
+    ("text", "words"), [("a: ${b.c}", "b.c"), ("a: ${b}\nb: ${a}", "ecursive")]
+)
 def test_dangling_interpolation(tmp_path, text, words):
     with pytest.raises(ConfigError, match=words) as caught:
         config.load(files(tmp_path, top=text))

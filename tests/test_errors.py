@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import CONFIG, tiny_overrides
+from PIL import Image
 
 from vilmedic_ssl.cli import main
 
@@ -76,9 +77,12 @@ CONFIG_MISTAKES = {
     "unknown model": (["model.proto=SimCRL"], ["model.proto", "did you mean 'SimCLR'"]),
     "unknown dataset": (["dataset.proto=Manifst"], ["dataset.proto", "did you mean 'Manifest'"]),
     "unknown backbone": (["model.cnn.backbone=resnet51"], ["cnn.backbone", "resnet51", "resnet5"]),
-    "unknown layer": (["model.cnn.output_layer=layer9"], ["cnn.output_layer", "'layer9'", "one of"]),
+    "unknown layer": (
+        ["model.cnn.output_layer=layer9"],
+        ["cnn.output_layer", "'layer9'", "one of"],
+    ),
     "bad option": (["model.cnn.options={depht: 3}"], ["cnn.options", "depht"]),
-    "unknown optimizer": (["trainor.optimizer=AdamV"], ["trainor.optimizer", "'AdamW'"]),
+    "unknown optimizer": (["trainor.optimizer=AdanW"], ["trainor.optimizer", "'AdamW'"]),
     "optimizer argument": (["trainor.optim_params.lrr=1"], ["trainor.optim_params.lrr", "'lr'"]),
     "no lr": (["trainor.optim_params.lr=null"], ["trainor.optim_params.lr", "positive number"]),
     "negative lr": (["trainor.optim_params.lr=-1"], ["trainor.optim_params.lr", "positive number"]),
@@ -105,11 +109,28 @@ CONFIG_MISTAKES = {
     "empty name": (["name=''"], ["name: ''"]),
     "one view": (["dataset.transform.views=1"], ["views: 2"]),
     "no view": (["dataset.transform.views=0"], ["dataset.transform.views", "1 or more"]),
-    "unknown transform": (["dataset.transform.train=[Blur]"], ["dataset.transform.train.0", "Blur"]),
+    "unknown transform": (
+        ["dataset.transform.train=[Blur]"],
+        ["dataset.transform.train.0", "Blur"],
+    ),
     "unknown preset": (["dataset.transform.train=simclear"], ["simclear", "'simclr'"]),
     "random evaluation": (["dataset.transform.evaluate=simclr"], ["evaluate", "deterministic"]),
     "two means": (["dataset.transform.mean=[0.1, 0.2]"], ["dataset.transform.mean", "gray"]),
-    "frozen": (["model.cnn.freeze=true", "model.projection.projection_dim=0"], ["projection"]),
+    "projection width": (["model.projection.projection_dim=0"], ["projection_dim: 0"]),
+    "chunk": (["model.forward_batch_size=-1"], ["model.forward_batch_size: -1"]),
+    "dropout": (["model.cnn.dropout_out=2.0"], ["dropout_out: 2.0"]),
+    "clip": (["trainor.clip_grad_norm=0"], ["trainor.clip_grad_norm: 0"]),
+    "evaluation batch": (["ensemblor.batch_size=0"], ["ensemblor.batch_size: 0"]),
+    "crop": (["dataset.transform.crop=-3"], ["dataset.transform.crop"]),
+    "resize": (["dataset.transform.resize=0"], ["dataset.transform.resize"]),
+    "views of a colour net": (
+        [
+            "dataset.transform.channels=rgb",
+            "dataset.transform.mean=null",
+            "dataset.transform.std=null",
+        ],
+        ["model.cnn.in_chans"],
+    ),  # fmt: skip
     "embedding width": (["model.projection.visual_embedding_dim=7"], ["visual_embedding_dim", "7"]),
     "temperature": (["model.loss.tau=0"], ["tau", "0"]),
     "missing manifest": (["dataset.manifest=/no/where.csv"], ["dataset.manifest", "/no/where.csv"]),
@@ -126,8 +147,7 @@ CONFIG_MISTAKES = {
 def test_mistakes_in_a_config(train, tmp_path, mistake):
     overrides, words = CONFIG_MISTAKES[mistake]
     train(*overrides, words=words)
-    runs = [path for path in (tmp_path / "ckpt").rglob("*") if path.suffix in (".pth", ".yml")]
-    assert not runs  # a run that could not start leaves nothing that looks like one
+    assert not list((tmp_path / "ckpt").rglob("*.pth"))  # the corrected command finds room
 
 
 def test_missing_config(refused, tmp_path):
@@ -176,9 +196,7 @@ def test_truncated_image(train, pictures, tmp_path, workers):
 
 
 def test_images_of_different_size(train, pictures, tmp_path):
-    overrides = ["dataset.transform.train=[]", "dataset.transform.evaluate=[]"]
-    from PIL import Image
-
+    overrides = ["dataset.transform.train=[]"]
     for i in range(0, 32, 2):
         Image.new("L", (40, 80)).save(tmp_path / f"{i}.png")
     path = manifest(tmp_path, pictures)
@@ -213,8 +231,7 @@ def test_labels_and_images_of_different_number(refused, phantom, tmp_path):
             shutil.copy(phantom / f"{split}.{file}.tok", tmp_path)
     with (tmp_path / "train.label.tok").open("a") as file:
         file.write("No Finding\n")
-    images, n = (tmp_path / "train.image.tok").read_text(), None
-    n = len(images.splitlines())
+    n = len((tmp_path / "train.image.tok").read_text().splitlines())
     part = f"{{root: {tmp_path}, file: image.tok, image_path: {phantom}, views: 2}}"
     refused(
         "train",

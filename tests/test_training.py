@@ -180,3 +180,26 @@ def test_a_failed_write_keeps_the_old_checkpoint(tmp_path):
     with pytest.raises(UserError, match="cannot write the checkpoint"):
         checkpoint.write({"model": {"w": open}}, tmp_path / "missing" / "last_0.pth")
     assert torch.equal(checkpoint.read(path)["model"]["w"], torch.ones(2))
+
+
+@pytest.mark.parametrize("keys", [["trainor.amp_dtype=bf16"], ["trainor.use_amp=true"]])
+def test_mixed_precision_trains_where_it_is_asked_for(tiny, keys, capsys):
+    folder = run(tiny, "amp", *keys)
+    steps = [r for r in read_log(folder / "log_0.jsonl") if r["kind"] == "eval"]
+    assert all(0 < r["scores"]["validation_loss"] < 10 for r in steps)
+    told = "full precision on cpu" in capsys.readouterr().err
+    assert told == (keys == ["trainor.use_amp=true"])
+
+
+def test_plateau_can_watch_the_training_loss(tiny):
+    plateau = ["trainor.lr_decay=plateau", "trainor.decay_on_training_loss=true"]
+    never = [
+        "trainor.lr_decay_params=null",
+        "trainor.lr_decay_params={patience: 0, factor: 0.5, threshold: 100.0}",
+    ]
+    folder = run(
+        tiny, "plateau", *plateau, *never, "trainor.epochs=3", "trainor.max_steps=null",
+        "trainor.log_every=1",
+    )  # fmt: skip
+    rates = {r["epoch"]: r["lr"] for r in read_log(folder / "log_0.jsonl") if r["kind"] == "step"}
+    assert rates[3] == pytest.approx(rates[1] * 0.5)  # the first evaluation sets the mark

@@ -132,14 +132,15 @@ def train(config: Mapping[str, Any]) -> Path:
     settings = experiment.trainor
     if settings is None:
         raise ConfigError("trainor: this section is required for training")
-    lower = check_metrics(experiment.validator.metrics, settings.early_stop_metric)
+    metrics = experiment.validator.metrics or []
+    lower = check_metrics(metrics, settings.early_stop_metric)
     device = dist.choose_device(experiment.device)
     dist.start(device)
     run = Run(experiment.folder, experiment.seed)
     content = None
     if experiment.ckpt:
         source = checkpoint.find(run.folder, experiment.ckpt, run.seed)
-        content = checkpoint.read(source)
+        content = checkpoint.read_run(source)
         run = Run(run.folder, content["seed"])
     else:
         _make_room(run, experiment.overwrite)
@@ -155,9 +156,7 @@ def train(config: Mapping[str, Any]) -> Path:
         f"model {node['model']['proto']}: {size / 1e6:.2f} M parameters, {learned / 1e6:.2f} M "
         "learnable"
     )
-    validator = Validator(
-        {s: loaders[s] for s in experiment.validator.splits}, experiment.validator.metrics, device
-    )
+    validator = Validator({s: loaders[s] for s in experiment.validator.splits}, metrics, device)
     dist.on_main(run.create)
     kept = {**node, "ckpt": None, "overwrite": False, "seed": run.seed}
     train_loader = loaders["train"]
@@ -259,7 +258,7 @@ def ensemble(config: Mapping[str, Any]) -> dict[str, float]:
             f"there is no run folder {folder}; train first, or correct ckpt_dir and name"
         )
     files = choose_checkpoints(folder, settings.mode, experiment.ckpt)
-    contents = [checkpoint.read(path) for path in files]
+    contents = [checkpoint.read_run(path) for path in files]
     seed = contents[0]["seed"]
     console.say(f"ensembling {len(files)} checkpoint(s): {', '.join(path.name for path in files)}")
     tag = f"{Path(experiment.ckpt or settings.mode).stem}_{seed}"

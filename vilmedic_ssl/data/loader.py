@@ -7,6 +7,7 @@ So a resumed run sees the same batches as an uninterrupted one, with any number 
 from __future__ import annotations
 
 import hashlib
+import re
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +19,7 @@ from vilmedic_ssl.data.datasets.base import MedicalDataset
 from vilmedic_ssl.errors import UserError
 
 Batch = dict[str, Any]
+OURS = re.compile(r"^vilmedic_ssl\.errors\.\w+: ", re.MULTILINE)
 
 
 def sample_seed(seed: int, epoch: int, index: int) -> int:
@@ -126,7 +128,7 @@ class Loader:
         try:
             yield from self._loader
         except UserError as error:  # from a worker it comes wrapped in the worker's traceback
-            raise UserError(str(error).rsplit("Error: ", 1)[-1].strip()) from None
+            raise UserError(OURS.split(str(error))[-1].strip()) from None
 
 
 def _ignore_signals(worker: int) -> None:

@@ -151,12 +151,17 @@ def _single(item: Any, where: str) -> tuple[str, dict[str, Any]]:
     return str(name), dict(arguments or {})
 
 
+def _items(chosen: str | list[Any] | None, default: Any, transform: Transform) -> list[Any]:
+    wanted = default if chosen is None else chosen
+    return preset(wanted, transform.crop) if isinstance(wanted, str) else wanted
+
+
 def is_random(items: list[Any]) -> bool:
     """True when a list holds a transform that draws random numbers."""
     text = str(items)
     return any(
         word in text
-        for word in ("Random", "Jitter", "GaussianNoise", "Elastic", "AutoAugment", "Mix")
+        for word in ("Rand", "Jitter", "Noise", "Elastic", "Augment", "Mix")
     )
 
 
@@ -175,30 +180,23 @@ class Pipeline:
         from torchvision.transforms import v2
 
         self.views = transform.views if random else 0
-        chosen = transform.train if random else transform.evaluate
-        size = _sides(transform.crop)
-        if chosen is None and random:
-            items: list[Any] = [
-                {"RandomCrop": {"size": size, "pad_if_needed": True}},
-                "RandomHorizontalFlip",
-            ]
-        else:
-            name_or_list = "evaluate" if chosen is None else chosen
-            items = (
-                preset(name_or_list, transform.crop)
-                if isinstance(name_or_list, str)
-                else name_or_list
-            )
-        path = f"{where}.{'train' if random else 'evaluate'}"
-        if not random and is_random(items):
+        for key, size in (("resize", transform.resize), ("crop", transform.crop)):
+            if len(_sides(size)) != 2 or min(_sides(size)) < 1:
+                raise ConfigError(f"{where}.{key}: {size}; write pixels, or [height, width]")
+        crop = {"RandomCrop": {"size": _sides(transform.crop), "pad_if_needed": True}}
+        train = _items(transform.train, [crop, "RandomHorizontalFlip"], transform)
+        evaluate = _items(transform.evaluate, "evaluate", transform)
+        if is_random(evaluate):
             raise ConfigError(
-                f"{path}: evaluation must be deterministic; take the random transforms out of the "
-                "list"
+                f"{where}.evaluate: evaluation must be deterministic; take the random transforms "
+                "out of the list"
             )
+        # Both are made, so that a mistake in the second is not found after days of training.
+        views, view = compose(train, f"{where}.train"), compose(evaluate, f"{where}.evaluate")
         if transform.views < 1:
             raise ConfigError(f"{where}.views: {transform.views}; write 1 or more")
         self.first = v2.Resize(transform.resize, antialias=True)
-        self.then = compose(items, path)
+        self.then = views if random else view
         mean, std = IMAGENET[channels]
         mean, std = transform.mean or mean, transform.std or std
         if (

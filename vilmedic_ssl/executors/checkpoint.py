@@ -16,6 +16,7 @@ import torch
 from vilmedic_ssl.errors import UserError
 
 FORMAT = 1
+OF_A_RUN = {"model", "ema", "config", "progress", "seed", "data"}
 NAME = re.compile(r"(?P<score>[-+0-9.einfa]+)_(?P<epoch>\d+)_(?P<seed>\d+)\.pth")
 
 
@@ -97,6 +98,21 @@ def read(path: Path) -> dict[str, Any]:
     ):
         raise UserError(
             f"{path} is not a checkpoint of this version: expected a `model` entry, format {FORMAT}"
+        )
+    return content
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """A checkpoint with what continues or evaluates a run, not the weights alone.
+
+    Raises:
+        UserError: as `read`, or an entry is missing.
+    """
+    content = read(path)
+    if missing := sorted(OF_A_RUN - set(content)):
+        raise UserError(
+            f"{path} is not a checkpoint of a run: it has no {missing[0]!r}; take one that "
+            "training wrote"
         )
     return content
 

@@ -39,6 +39,7 @@ class TrainorSettings:
         early_stop_metric: validation_loss (or loss), training_loss, or a metric of the validator.
         early_stop_start, decay_metric_start: first epoch whose evaluations count for stopping and
             for plateau.
+        decay_on_training_loss: let plateau watch the training loss instead.
         grad_accu: one step of grad_accu x batch_size images, in passes of batch_size; exact for
             every loss.
         clip_grad_norm: largest L2 norm of the gradient, clipped once before the step.
@@ -66,6 +67,7 @@ class TrainorSettings:
     early_stop_metric: str = "validation_loss"
     early_stop_start: int = 0
     decay_metric_start: int = 0
+    decay_on_training_loss: bool = False
     grad_accu: int = 1
     clip_grad_norm: float | None = None
     use_amp: bool = False
@@ -109,7 +111,7 @@ class ValidatorSettings:
 
     batch_size: int | None = None
     splits: list[str] = ("validate",)  # type: ignore[assignment]
-    metrics: list[str] = ()  # type: ignore[assignment]
+    metrics: list[str] | None = None
 
     def __post_init__(self) -> None:
         _positive("validator", batch_size=self.batch_size)
@@ -133,3 +135,5 @@ class EnsemblorSettings:
 
     def __post_init__(self) -> None:
         _positive("ensemblor", batch_size=self.batch_size)
+        if self.mode.startswith("best-") and not self.mode.removeprefix("best-").strip("0"):
+            raise ConfigError(f"ensemblor.mode: {self.mode!r}; write best-N with N from 1")

@@ -6,7 +6,6 @@ import math
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from vilmedic_ssl.data.loader import Loader
 from vilmedic_ssl.errors import ConfigError, Interrupted, UserError
 from vilmedic_ssl.executors import checkpoint, gradient_cache, health
 from vilmedic_ssl.executors.optim import build_optimizer, describe_groups
+from vilmedic_ssl.executors.progress import Progress
 from vilmedic_ssl.executors.run import Log, Run
 from vilmedic_ssl.executors.schedules import Clock, best_of, find_schedule, improves, stale
 from vilmedic_ssl.executors.settings import TrainorSettings
@@ -24,34 +24,6 @@ from vilmedic_ssl.executors.validator import LOSSES, Validator, to_device
 from vilmedic_ssl.models.base import PretrainingModel
 from vilmedic_ssl.nets.ema import WeightAverage
 from vilmedic_ssl.registry import complete
-
-
-@dataclass
-class Progress:
-    """Where training stands; with weights, optimizer and random states this is all there is to
-    resume from.
-
-    Attributes:
-        epoch: the one in progress, from 1; position: its batches done; step: all optimizer steps
-            done.
-        scores: one per evaluation, oldest first; score_epochs: the epoch of each.
-        losses, chances, batches: sums over the epoch's batches of loss and chance level, and their
-            number.
-    """
-
-    epoch: int = 1
-    position: int = 0
-    step: int = 0
-    scores: list[float] = field(default_factory=list)
-    score_epochs: list[int] = field(default_factory=list)
-    losses: float = 0.0
-    chances: float = 0.0
-    batches: int = 0
-    lower_is_better: bool = True
-
-    def since(self, epoch: int) -> list[float]:
-        """Scores of evaluations from `epoch` on."""
-        return [s for s, e in zip(self.scores, self.score_epochs, strict=True) if e >= epoch]
 
 
 class Trainor:
@@ -279,8 +251,7 @@ class Trainor:
         scores["training_loss"] = at.losses / max(1, at.batches)
         score = scores[LOSSES.get(settings.early_stop_metric, settings.early_stop_metric)]
         best = best_of(at.scores, at.lower_is_better)
-        at.scores.append(score)
-        at.score_epochs.append(at.epoch)
+        at.remember(score, scores["training_loss"])
         log.write("eval", at.step, epoch=at.epoch, chance=chance, scores=scores)
         told = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
         waits = stale(at.since(settings.early_stop_start), at.lower_is_better)
@@ -303,8 +274,10 @@ class Trainor:
             total=self.total_steps,
             steps_per_epoch=self.epoch_steps,
             base_lr=self.base_lrs[0],
-            scores=at.since(self.settings.decay_metric_start),
-            lower=at.lower_is_better,
+            scores=at.since(
+                self.settings.decay_metric_start, training=self.settings.decay_on_training_loss
+            ),
+            lower=at.lower_is_better or self.settings.decay_on_training_loss,
         )
         return self.schedule(clock, **self.schedule_keys)
 

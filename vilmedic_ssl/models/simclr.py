@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from vilmedic_ssl import dist
-from vilmedic_ssl.errors import UserError
+from vilmedic_ssl.errors import ConfigError, UserError
 from vilmedic_ssl.losses import nt_xent
 from vilmedic_ssl.models.base import PretrainingModel
 from vilmedic_ssl.nets.heads import Projection
@@ -26,6 +26,10 @@ class NTXent:
     """
 
     tau: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.tau > 0:
+            raise ConfigError(f"model.loss.tau: {self.tau}; write a number above 0")
 
 
 @proto
@@ -51,6 +55,8 @@ class SimCLR(PretrainingModel):
         forward_batch_size: int = 256,
     ):
         super().__init__()
+        if forward_batch_size < 1:
+            raise ConfigError(f"model.forward_batch_size: {forward_batch_size}; write 1 or more")
         self.cnn, self.tau, self.forward_batch_size = cnn, loss.tau, forward_batch_size
         self.projection = projection.head(cnn.out_dim)
 

@@ -21,6 +21,12 @@ class Projection:
     visual_embedding_dim: int | None = None
     projection_dim: int = 128
 
+    def __post_init__(self) -> None:
+        if self.projection_dim < 1:
+            raise ConfigError(
+                f"model.projection.projection_dim: {self.projection_dim}; write 1 or more"
+            )
+
     def head(self, width: int) -> nn.Sequential:
         """The module, (B, width) -> (B, projection_dim).
 

@@ -50,6 +50,8 @@ class VisualEncoder(nn.Module):
         options: dict[str, Any] = {},  # noqa: B006 (never written to)
     ):
         super().__init__()
+        if not 0 <= dropout_out < 1:
+            raise ConfigError(f"cnn.dropout_out: {dropout_out}; write a number in [0, 1)")
         whole = output_layer in (None, WHOLE)
         self.net: Any = _create(
             backbone, pretrained, in_chans, options, num_classes=1000 if whole else 0

@@ -159,7 +159,8 @@ class ImageRecords(MedicalDataset):
 
 
 def patients_of(names: Sequence[str], pattern: str | None) -> list[str] | None:
-    """The patient in each file name: group 1 of a regular expression, or its whole match.
+    """The patient in each file name: the first group of a regular expression that took
+    part, or its whole match.
 
     A name the pattern does not match is its own patient.
 
@@ -181,6 +182,6 @@ def patients_of(names: Sequence[str], pattern: str | None) -> list[str] | None:
             f"{names[0]!r}"
         )
     return [
-        (m.group(1) if expression.groups else m.group(0)) if m else name
+        next((group for group in m.groups() if group is not None), m.group(0)) if m else name
         for m, name in zip(matches, names, strict=True)
     ]

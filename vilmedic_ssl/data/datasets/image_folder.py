@@ -32,9 +32,8 @@ class ImageFolder(ImageRecords):
 
     Attributes:
         root: the folder.
-        patient_pattern: regular expression on the path below its class folder; group 1 (or the
-            match) is the patient, for example `person(\\d+)_`. null: every image is its own
-            patient.
+        patient_pattern: regular expression on the file name; its group (or the whole match) is
+            the patient, for example `person(\\d+)_`. null: every image is its own patient.
         exclude: globs on the path below root, for example `*/masks/*`.
         classes: the class folders to use; null = all.
         fractions: share of train, validate and test where the splits are made.
@@ -58,7 +57,13 @@ class ImageFolder(ImageRecords):
                 f"dataset.root: there is no folder {root}; write the folder that holds the images"
             )
         self.split, self.exclude, self.wanted = context.split, list(exclude), classes
-        self.pattern, self.fractions, self.seed = patient_pattern, fractions, context.seed
+        self.pattern, self.fractions = patient_pattern, fractions
+        there = self._class_names()
+        for name in classes or ():
+            if name not in there:
+                raise UserError(
+                    f"dataset.classes: {root} has no class {name!r}; {closest(name, there)}"
+                )
         found = self._of_split(context.split)
         if not found:
             raise MissingSplit(
@@ -68,7 +73,7 @@ class ImageFolder(ImageRecords):
         self.patients = self._patients(found) if patient_pattern else None
         names = {name for _, name in found}
         if names != {""}:
-            self.label_names = self._class_names()
+            self.label_names = [name for name in there if classes is None or name in classes]
             number = {name: i for i, name in enumerate(self.label_names)}
             self.labels = np.array([number[name] for _, name in found], dtype=np.int64)
         self.files = ImageFiles([path for path, _ in found], transform, augment=context.augment)
@@ -91,9 +96,14 @@ class ImageFolder(ImageRecords):
     def _class_names(self) -> list[str]:
         """The class folders of every split, so that numbers agree between splits."""
         folders = {self._folder(split) for split in (TRAIN, VALIDATE, TEST, self.split)} - {None}
-        return sorted({name for base in folders or {self.root} for _, name in self._images(base)})
+        return sorted({name for base in folders or {self.root} for _, name in self._files(base)})
 
     def _images(self, base: Path | None) -> list[tuple[Path, str]]:
+        """The files of the classes asked for."""
+        found = self._files(base)
+        return [(p, name) for p, name in found if self.wanted is None or name in self.wanted]
+
+    def _files(self, base: Path | None) -> list[tuple[Path, str]]:
         """(path, class folder) of the images below a folder, sorted; "" for images outside any
         class folder.
         """
@@ -111,13 +121,7 @@ class ImageFolder(ImageRecords):
             ):
                 continue
             found.append((path, below.parts[0] if len(below.parts) > 1 else ""))
-        there = {name for _, name in found}
-        for name in self.wanted or ():
-            if name not in there:
-                raise UserError(
-                    f"dataset.classes: {base} has no class {name!r}; {closest(name, there)}"
-                )
-        return [(p, name) for p, name in found if self.wanted is None or name in self.wanted]
+        return found
 
     def _of_split(self, split: str) -> list[tuple[Path, str]]:
         if self._folder(TRAIN) is None:

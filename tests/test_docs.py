@@ -1,0 +1,154 @@
+"""The documentation against the program: key tables, commands, links, the example of a plug-in."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+from conftest import REPOSITORY
+
+from vilmedic_ssl import config as yaml_config
+from vilmedic_ssl.cli import main, parser
+from vilmedic_ssl.data.download import RECIPES
+from vilmedic_ssl.errors import UserError
+from vilmedic_ssl.experiment import check
+from vilmedic_ssl.registry import schema
+
+PAGES = [*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").glob("*.md"))]
+SCRIPTS = {"bin/train.py": "train", "bin/ensemble.py": "ensemble", "data/download.py": "download"}
+PLUGINS = REPOSITORY / "docs/plugins.md"
+
+
+def fences(page, language: str) -> list[str]:
+    """The blocks of code in a page."""
+    return re.findall(rf"(?ms)^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"))
+
+
+def commands(page) -> list[str]:
+    """The command lines of a page."""
+    lines = "".join(fences(page, "bash")).splitlines()
+    return [
+        line
+        for line in lines
+        if line.startswith(("python ", "make ", "vilmedic-ssl ", "torchrun "))
+    ]
+
+
+def refusal(line: str) -> str | None:
+    """Why a command line could not work, None when it could: data need not be there."""
+    words = shlex.split(line)
+    if words[0] == "make":
+        makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+        unknown = [word for word in words[1:] if not re.search(rf"(?m)^{word}:", makefile)]
+        return f"no target {unknown}" if unknown else None
+    script = next((word for word in words if word.endswith(".py")), None)
+    if script in SCRIPTS:
+        words = [SCRIPTS[script], *words[words.index(script) + 1 :]]
+    elif script:
+        return None if (REPOSITORY / script).is_file() else f"no file {script}"
+    else:
+        words = words[1:]
+    try:
+        options = parser().parse_args(words)
+        if options.verb == "download":
+            unknown = set((options.names or "phantom").split(",")) - set(RECIPES)
+            return f"no data set {unknown}" if unknown else None
+        node = yaml_config.load(options.config, options.overrides)
+        check({"name": "x", **node} if "FILE" in line else node)
+    except (UserError, SystemExit) as error:
+        return str(error)
+    return None
+
+
+@pytest.fixture(scope="module")
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate", REPOSITORY / "docs/generate.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_key_tables_are_up_to_date(generator):
+    page = generator.PAGE.read_text(encoding="utf-8")
+    assert page == generator.render(page), "run `python docs/generate.py`"
+
+
+def test_every_key_is_described(generator):
+    objects = [obj for group in generator.groups().values() for obj in group]
+    assert len(objects) > 20
+    missing = [
+        f"{obj.__name__}.{key}"
+        for obj in objects
+        for key in set(schema(obj)) - set(generator.described(obj))
+    ]
+    assert not missing, "add a line under `Attributes:` or `Args:` of its docstring"
+
+
+SHOWN = [
+    pytest.param(line, id=f"{page.name}: {line[:60]}")
+    for page in PAGES
+    if page != PLUGINS
+    for line in commands(page)
+]
+
+
+@pytest.mark.parametrize("line", SHOWN)
+def test_commands_name_what_exists(line, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    assert refusal(line) is None
+
+
+def test_the_check_sees_mistakes(monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    for line in (
+        "make demonstration",
+        "python bin/trian.py config/SELFSUP/simclr-phantom.yml",
+        "python bin/train.py config/SELFSUP/simclr-fantom.yml",
+        "python bin/train.py config/SELFSUP/simclr-phantom.yml trainor.epoch=1",
+        "python bin/train.py config/SELFSUP/simclr-phantom.yml trainor.epochs=many",
+        "torchrun --nproc_per_node=2 bin/train.py config/SELFSUP/simclr-phantom.yml sead=1",
+        "vilmedic-ssl ensemble config/SELFSUP/simclr-phantom.yml ensemblor.split=[test]",
+        "python data/download.py fantom",
+    ):
+        assert refusal(line), line
+
+
+def anchors(text: str) -> set[str]:
+    """The headings of a page as GitHub links to them."""
+    headings = re.findall(r"(?m)^#+ (.+)$", re.sub(r"(?ms)^```.*?^```", "", text))
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not target.startswith("https://"):
+            name, _, anchor = target.partition("#")
+            file = page.parent / name if name else page
+            assert file.is_file(), target
+            if anchor:
+                assert anchor in anchors(file.read_text(encoding="utf-8")), target
+
+
+def test_plugin_example_runs(tmp_path, monkeypatch, capsys):
+    parts, make_stacks = fences(PLUGINS, "python")
+    (config,) = fences(PLUGINS, "yaml")
+    (tmp_path / "my_lab").mkdir()
+    (tmp_path / "my_lab/__init__.py").touch()
+    (tmp_path / "my_lab/parts.py").write_text(parts, encoding="utf-8")
+    (tmp_path / "mine.yml").write_text(config, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    subprocess.run([sys.executable, "-c", make_stacks], check=True)
+    assert main(["train", "mine.yml", "num_workers=0", "device=cpu"]) == 0
+    assert main(["ensemble", "mine.yml", "num_workers=0", "device=cpu"]) == 0
+    assert not re.search(r"failed|did not finish", capsys.readouterr().err)
+    assert (tmp_path / "ckpt/mine/report.html").is_file()
+    assert (tmp_path / "ckpt/mine/post_processing/look_alikes_best-1_0_test.csv").is_file()
