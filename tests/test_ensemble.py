@@ -1,5 +1,6 @@
 """From checkpoints to results: which files count, how they are joined, what a bad plug-in costs."""
 
+import csv
 import json
 import sys
 
@@ -8,6 +9,8 @@ import pytest
 import torch
 
 from vilmedic_ssl import ensemble, load_config, train
+from vilmedic_ssl.cli import main
+from vilmedic_ssl.data.datasets.manifest import read_table
 from vilmedic_ssl.executors import checkpoint
 from vilmedic_ssl.executors.ensemblor import choose_checkpoints
 
@@ -113,3 +116,17 @@ def test_evaluation_is_deterministic_and_leaves_the_model_alone(two_seeds):
     assert np.array_equal(saved(two_seeds), saved(two_seeds))
     after = torch.load(best(two_seeds)[0], weights_only=True)["model"]
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_training_images_in_a_scored_split_are_refused(two_seeds, phantom, tmp_path, capsys):
+    """Nothing tells a leak apart once the numbers are printed, so it ends before (exit code 4)."""
+    rows = read_table(phantom / "manifest.csv")
+    moved = {"train": "test", "test": "validate", "validate": "train"}
+    with (tmp_path / "m.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows({**row, "split": moved[row["split"]]} for row in rows)
+    changed = [f"dataset.manifest={tmp_path / 'm.csv'}", f"dataset.root={phantom}"]
+    assert main(["ensemble", CONFIG, *two_seeds, *changed]) == 4
+    n = sum(row["split"] == "train" for row in rows)
+    assert f"{n} of {n} images of split 'test' are among those" in capsys.readouterr().err

@@ -203,3 +203,13 @@ def test_plateau_can_watch_the_training_loss(tiny):
     )  # fmt: skip
     rates = {r["epoch"]: r["lr"] for r in read_log(folder / "log_0.jsonl") if r["kind"] == "step"}
     assert rates[3] == pytest.approx(rates[1] * 0.5)  # the first evaluation sets the mark
+
+
+def test_resuming_takes_the_arguments_of_the_config_and_refuses_another_optimizer(tiny):
+    run(tiny, "arguments", "trainor.optim_params={lr: 1.0e-3, weight_decay: 0.5}")
+    with pytest.raises(UserError, match="was trained with AdamW"):
+        run(tiny, "arguments", "ckpt=last", "trainor.optimizer=SGD")
+    less = ["trainor.optim_params={lr: 1.0e-3, weight_decay: 0.1}", "trainor.max_steps=4"]
+    folder = run(tiny, "arguments", "ckpt=last", *less)
+    groups = checkpoint.read(folder / "last_0.pth")["optimizer"]["param_groups"]
+    assert [g["weight_decay"] for g in groups] == [0.1, 0.0]

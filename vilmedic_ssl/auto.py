@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from vilmedic_ssl.data.transforms import Transform
 from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.executors import checkpoint
 from vilmedic_ssl.models.base import PretrainingModel
-from vilmedic_ssl.registry import build, schema
+from vilmedic_ssl.registry import build, load_plugins, schema
 
 
 class Processor:
@@ -43,10 +43,14 @@ class AutoModel:
     """`AutoModel.from_pretrained(path)` gives (model in eval mode, processor)."""
 
     @staticmethod
-    def from_pretrained(path: str | Path) -> tuple[PretrainingModel, Processor]:
+    def from_pretrained(
+        path: str | Path, *, plugins: Sequence[str] = ()
+    ) -> tuple[PretrainingModel, Processor]:
         """Load the best checkpoint of a run folder, or one file, onto the CPU.
 
         `model(**processor.inference(image="film.png"))` has `encoder` (B, D) and `visual` (B, P).
+        Modules that register the model's proto must be named in `plugins`: a checkpoint alone
+        never makes code run.
 
         Raises:
             UserError: nothing there, or not a checkpoint of ours.
@@ -54,6 +58,7 @@ class AutoModel:
         path = Path(path)
         file = checkpoint.find(path, "best") if path.is_dir() else path
         content = checkpoint.read(file)
+        load_plugins(plugins)
         if "config" not in content:
             raise UserError(
                 f"{file} holds no config, so its model cannot be rebuilt; train it here"

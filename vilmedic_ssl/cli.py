@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from vilmedic_ssl import __version__, console
-from vilmedic_ssl.errors import Diverged, Interrupted, UserError
+from vilmedic_ssl.errors import Diverged, Interrupted, Leak, UserError
 
 SECTIONS = """\
 sections of a config (keys: `docs/configuration.md`, or the signature named here):
@@ -21,8 +21,8 @@ sections of a config (keys: `docs/configuration.md`, or the signature named here
 
 overrides are read as YAML: trainor.batch_size=64 ensemblor.splits=[train,test]
 trainor.optim_params.lr=1e-3
-exit codes: 0 done, 2 wrong input, 3 diverged, 130 interrupted (a checkpoint was written), 1 a bug
-of ours
+exit codes: 0 done, 2 wrong input, 3 diverged, 4 training images in a scored split,
+            130 interrupted (a checkpoint was written), 1 a bug of ours
 """
 
 
@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     try:
         options.run(options)
-    except (UserError, Diverged, Interrupted) as error:
+    except (UserError, Leak, Diverged, Interrupted) as error:
         console.fail(str(error))
         return error.exit_code
     except KeyboardInterrupt:

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from vilmedic_ssl import console
 from vilmedic_ssl.errors import UserError
 
 
@@ -220,6 +221,12 @@ def globalise_batch_norm(model: nn.Module) -> nn.Module:
         # their forward.
         if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
             module.__class__ = GlobalBatchNorm
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+            console.warn(
+                f"{type(module).__name__} keeps per-process statistics on the CPU, so several "
+                "processes will not equal one; use a GPU, or a network with plain batch norm"
+            )
+            break
     return model
 
 

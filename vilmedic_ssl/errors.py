@@ -9,6 +9,12 @@ class UserError(Exception):
     exit_code = 2
 
 
+class Leak(Exception):
+    """Images a model was trained on stand in a split that is to be scored (exit code 4)."""
+
+    exit_code = 4
+
+
 class ConfigError(UserError):
     """A key or value of the configuration is wrong (exit code 2)."""
 

@@ -32,7 +32,8 @@ class Experiment:
     Attributes:
         name: the run lives in <ckpt_dir>/<name>/.
         ckpt_dir: folder of all runs.
-        seed: of weights, order, augmentation and splits; several seeds may share a run folder.
+        seed: of weights, order and augmentation, not of splits; several seeds may share a run
+            folder.
         ckpt: checkpoint to resume from or to evaluate: last, best, or a file in the run folder.
         overwrite: let a new training replace the files of the same name and seed.
         device: cuda, mps or cpu; null = the best there is.
@@ -159,9 +160,16 @@ def train(config: Mapping[str, Any]) -> Path:
     validator = Validator({s: loaders[s] for s in experiment.validator.splits}, metrics, device)
     dist.on_main(run.create)
     kept = {**node, "ckpt": None, "overwrite": False, "seed": run.seed}
-    train_loader = loaders["train"]
     trainor = Trainor(
-        run, settings, model, train_loader, validator, lower_is_better=lower, config=kept, data=data
+        run,
+        settings,
+        model,
+        loaders["train"],
+        validator,
+        lower_is_better=lower,
+        config=kept,
+        data=data,
+        trained_on=loaders["train"].dataset.members(),
     )
     if content is not None:
         trainor.load(content, source)
@@ -213,7 +221,7 @@ def _loaders(
         )
     loaders, data = {}, {}
     for split in dict.fromkeys(["train", *experiment.validator.splits]):
-        context = Context(split=split, augment=True, run_dir=run.folder, seed=experiment.seed)
+        context = Context(split=split, augment=True, run_dir=run.folder)
         dataset = build(node["dataset"], context, where="dataset")
         training = split == "train"
         size = settings.batch_size * settings.grad_accu
@@ -244,7 +252,12 @@ def ensemble(config: Mapping[str, Any]) -> dict[str, float]:
         UserError: wrong config, data or checkpoint; none there.
     """
     from vilmedic_ssl.executors import checkpoint
-    from vilmedic_ssl.executors.ensemblor import choose_checkpoints, run_plugins, write_results
+    from vilmedic_ssl.executors.ensemblor import (
+        choose_checkpoints,
+        refuse_leaks,
+        run_plugins,
+        write_results,
+    )
     from vilmedic_ssl.executors.run import read_log
     from vilmedic_ssl.report import write_report
 
@@ -265,6 +278,8 @@ def ensemble(config: Mapping[str, Any]) -> dict[str, float]:
     features = _features(experiment, node, contents, files, tag)
     for split in settings.splits:
         console.say(f"{split}: {len(features.dataset(split)):,} images")
+    for content, path in zip(contents, files, strict=True):
+        refuse_leaks(content["trained_on"], features, path)
     outcome = run_plugins(settings, features, folder / "post_processing")
     metric = contents[0]["config"]["trainor"]["early_stop_metric"]
     if contents[0]["progress"]["scores"]:
@@ -323,5 +338,5 @@ def _features(
         batch_size=experiment.ensemblor.batch_size,
         workers=experiment.workers,
         device=device,
-        context=Context(split="", run_dir=experiment.folder, seed=experiment.seed),
+        context=Context(split="", run_dir=experiment.folder),
     )

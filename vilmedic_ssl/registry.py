@@ -311,6 +311,8 @@ def spell(annotation: Any) -> str:
         return " or ".join(repr(a) for a in args)
     if origin in (list, tuple):
         return f"a list of {spell(args[0])}"
+    if annotation is Any:
+        return "a value"
     plain = {
         int: "an integer",
         float: "a number",

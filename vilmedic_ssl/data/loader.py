@@ -6,9 +6,11 @@ So a resumed run sees the same batches as an uninterrupted one, with any number 
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import re
 import signal
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,21 +31,30 @@ def sample_seed(seed: int, epoch: int, index: int) -> int:
 
 
 def batches_of(order: list[int], size: int, *, ranks: int, drop_last: bool) -> list[list[int]]:
-    """Cut an order into batches; a tail shorter than the number of ranks joins the batch before
-    it.
+    """Cut an order into batches of `size`.
+
+    A tail shorter than an eighth of a batch joins the batch before it: alone its contrastive loss
+    would be noise. So does one too short for the ranks, which changes a run only where there are
+    more ranks than an eighth of the batch.
     """
     batches = [order[i : i + size] for i in range(0, len(order), size)]
     if len(batches) > 1 and len(batches[-1]) < size:
         if drop_last:
             batches.pop()
-        elif len(batches[-1]) < ranks:
+        elif len(batches[-1]) < max(ranks, size / 8):
             tail = batches.pop()
             batches[-1] = batches[-1] + tail
     return batches
 
 
+def even_batches(order: list[int], size: int) -> list[list[int]]:
+    """As few batches as `size` allows, equal up to one sample, so that their losses compare."""
+    count = -(-len(order) // size)
+    return [share(order, i, count) for i in range(count)]
+
+
 def share(batch: list[int], rank: int, ranks: int) -> list[int]:
-    """The contiguous part of a global batch that one rank handles; sizes differ by at most one."""
+    """The contiguous part `rank` of `ranks` of a list; sizes differ by at most one."""
     base, extra = divmod(len(batch), ranks)
     begin = rank * base + min(rank, extra)
     return batch[begin : begin + base + (rank < extra)]
@@ -55,7 +66,8 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     Args:
         n: number of samples.
         batch_size: global batch over all ranks.
-        shuffle: a new order per epoch; False keeps the order and the seeds of epoch 0.
+        shuffle: a new order per epoch; False, for evaluation, keeps the order and the seeds of
+            epoch 0 and makes the batches equal in size.
     """
 
     def __init__(
@@ -76,16 +88,15 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     def batches(self, epoch: int) -> list[list[int]]:
         """The global batches of an epoch, as sample numbers."""
         order = list(range(self.n))
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(sample_seed(self.seed, epoch, -1))
-            order = torch.randperm(self.n, generator=generator).tolist()
+        if not self.shuffle:
+            return even_batches(order, self.batch_size)
+        generator = torch.Generator().manual_seed(sample_seed(self.seed, epoch, -1))
+        order = torch.randperm(self.n, generator=generator).tolist()
         return batches_of(order, self.batch_size, ranks=self.ranks, drop_last=self.drop_last)
 
     def __len__(self) -> int:
         """Batches in a whole epoch."""
-        whole, tail = divmod(self.n, self.batch_size)
-        keeps_tail = tail > 0 and (whole == 0 or not (self.drop_last or tail < self.ranks))
-        return whole + keeps_tail
+        return len(self.batches(0))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch = self.epoch if self.shuffle else 0
@@ -113,11 +124,11 @@ class Loader:
             persistent_workers=workers > 0,
             prefetch_factor=4 if workers else None,
             pin_memory=pin_memory,
-            generator=torch.Generator().manual_seed(
-                0
-            ),  # else every iter() draws from the global one
+            # without one of its own, every iter() would draw from the global generator
+            generator=torch.Generator().manual_seed(0),
             worker_init_fn=_ignore_signals,
         )
+        _open.add(self)
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -128,12 +139,32 @@ class Loader:
         try:
             yield from self._loader
         except UserError as error:  # from a worker it comes wrapped in the worker's traceback
+            self.close()  # left to the garbage collector, its queues may go before its workers
             raise UserError(OURS.split(str(error))[-1].strip()) from None
+
+    def close(self) -> None:
+        """End the workers."""
+        iterator = getattr(self._loader, "_iterator", None)
+        if iterator is not None:
+            iterator._shutdown_workers()
+            self._loader._iterator = None
+
+
+_open: weakref.WeakSet[Loader] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Python ends its child processes by one SIGTERM, which ours ignore, and would wait forever
+    for the workers of a loader that something (a kept traceback, say) still holds.
+    """
+    for loader in list(_open):
+        loader.close()
 
 
 def _ignore_signals(worker: int) -> None:
-    """Ctrl-C and SIGTERM are for the training process, which saves first; its workers end with
-    it.
+    """Ctrl-C and SIGTERM are for the training process, which saves first and then ends its workers;
+    it may need a second SIGTERM for that.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))

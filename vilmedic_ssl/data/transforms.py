@@ -159,10 +159,7 @@ def _items(chosen: str | list[Any] | None, default: Any, transform: Transform) -
 def is_random(items: list[Any]) -> bool:
     """True when a list holds a transform that draws random numbers."""
     text = str(items)
-    return any(
-        word in text
-        for word in ("Rand", "Jitter", "Noise", "Elastic", "Augment", "Mix")
-    )
+    return any(word in text for word in ("Rand", "Jitter", "Noise", "Elastic", "Augment", "Mix"))
 
 
 class Pipeline:

@@ -16,7 +16,7 @@ import torch
 from vilmedic_ssl.errors import UserError
 
 FORMAT = 1
-OF_A_RUN = {"model", "ema", "config", "progress", "seed", "data"}
+OF_A_RUN = {"model", "ema", "config", "progress", "seed", "data", "trained_on"}
 NAME = re.compile(r"(?P<score>[-+0-9.einfa]+)_(?P<epoch>\d+)_(?P<seed>\d+)\.pth")
 
 

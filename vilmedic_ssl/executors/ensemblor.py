@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vilmedic_ssl import console
-from vilmedic_ssl.errors import UserError
+from vilmedic_ssl.errors import Leak, UserError
 from vilmedic_ssl.executors import checkpoint
 from vilmedic_ssl.executors.features import Features
 from vilmedic_ssl.executors.settings import EnsemblorSettings
@@ -64,6 +66,23 @@ def choose_checkpoints(folder: Path, mode: str, ckpt: str | None) -> list[Path]:
     raise UserError(
         f"ensemblor.mode: {mode!r} is neither best-N, all, nor the path of a checkpoint"
     )
+
+
+def refuse_leaks(trained_on: torch.Tensor, features: Features, source: Path) -> None:
+    """Scored splits must hold no image the model was trained on.
+
+    Raises:
+        Leak: they do. Splits whose name begins with train are taken as meant.
+    """
+    for split in features.splits:
+        members = features.dataset(split).members()
+        seen = int(torch.isin(members, trained_on).sum())
+        if seen and not split.startswith("train"):
+            raise Leak(
+                f"{seen} of {len(members)} images of split {split!r} are among those {source.name} "
+                "was trained on; give the `dataset` keys of the training, which stand in the "
+                "config_<seed>.yml beside the checkpoint"
+            )
 
 
 def run_plugins(settings: EnsemblorSettings, features: Features, out: Path) -> Outcome:

@@ -90,7 +90,7 @@ class Features:
             MissingSplit: the data has no such split.
         """
         if split not in self._datasets:
-            context = Context(split=split, run_dir=self._context.run_dir, seed=self._context.seed)
+            context = Context(split=split, run_dir=self._context.run_dir)
             self._datasets[split] = self._make_dataset(context)
         return self._datasets[split]
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vilmedic_ssl import __version__, console, dist
 from vilmedic_ssl.data.loader import Loader
@@ -36,7 +36,8 @@ class Trainor:
         loader: training batches of `grad_accu * batch_size` images.
         validator: scores the model.
         lower_is_better: direction of `early_stop_metric`.
-        config: the resolved config; data: hash per split; both go into every checkpoint.
+        config: the resolved config; data: hash per split; trained_on: the training samples, as
+            `MedicalDataset.members`. All three go into every checkpoint.
     """
 
     def __init__(
@@ -50,16 +51,17 @@ class Trainor:
         lower_is_better: bool,
         config: dict[str, Any],
         data: dict[str, str],
+        trained_on: Tensor,
     ):
         self.run, self.settings, self.loader, self.validator = run, settings, loader, validator
-        self.config, self.data = config, data
+        self.config, self.data, self.trained_on = config, data, trained_on
         self.device = next(model.parameters()).device
         if settings.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model: PretrainingModel = dist.globalise_batch_norm(model)  # type: ignore[assignment]
         self.wrapped: nn.Module = dist.wrap(self.model)
         self.optimizer = build_optimizer(self.model, settings.optimizer, settings.optim_params)
-        self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self.base_lrs = [group["lr"] for group in self._groups]
         self.schedule = find_schedule(settings.lr_decay)
         self.schedule_keys = complete(
             settings.lr_decay_params or {}, self.schedule, "trainor.lr_decay_params"
@@ -79,13 +81,16 @@ class Trainor:
         self.monitor, self.meter = health.CollapseMonitor(), health.Meter()
         self.stop_signal: int | None = None
 
+    @property
+    def _groups(self) -> list[dict[str, Any]]:
+        return self.optimizer.param_groups
+
     def cast(self) -> torch.autocast:
         return torch.autocast(
             self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None
         )
 
-    # -- one state in, one state out ------------------------------------------------------------
-    # ---------------------------------------------------------------------------------
+    # -- one state in, one state out ---------------------------------------------------------------
 
     def save(self, path_of_best: str | None = None) -> None:
         """Write last_<seed>.pth, and the same under the name of a new best score."""
@@ -101,16 +106,17 @@ class Trainor:
             "progress": vars(self.progress).copy(),
             "config": self.config,
             "data": self.data,
+            "trained_on": self.trained_on,
             "seed": self.run.seed,
             "version": __version__,
         }
-        checkpoint.write(content, self.run.last)
-        if path_of_best:
-            older = checkpoint.best_files(self.run.folder, self.run.seed)
+        older = checkpoint.best_files(self.run.folder, self.run.seed) if path_of_best else []
+        if path_of_best:  # first: `last` already remembers the score and would not write it again
             checkpoint.write(content, self.run.folder / path_of_best)
-            for path in older:
-                if path.name != path_of_best:
-                    path.unlink()
+        checkpoint.write(content, self.run.last)
+        for path in older:
+            if path.name != path_of_best:
+                path.unlink()
 
     def load(self, content: dict[str, Any], source: Any) -> None:
         """Continue from a checkpoint.
@@ -128,18 +134,23 @@ class Trainor:
         checkpoint.load_weights(self.model, content["model"], source)
         if self.ema and content["ema"]:
             checkpoint.load_weights(self.ema.model, content["ema"], source)
-        try:
-            self.optimizer.load_state_dict(content["optimizer"])
-        except (ValueError, KeyError) as error:
+        then = content["config"]["trainor"]["optimizer"]
+        if then != self.settings.optimizer:
             raise UserError(
-                f"{source}: its optimizer differs from trainor.optimizer ({error})"
-            ) from error
+                f"{source} was trained with {then}, and its state does not fit "
+                f"{self.settings.optimizer}; write trainor.optimizer={then}"
+            )
+        # The state is the checkpoint's, the arguments (lr, weight decay ...) are this config's.
+        arguments = [{k: v for k, v in g.items() if k != "params"} for g in self._groups]
+        self.optimizer.load_state_dict(content["optimizer"])
+        for group, keys in zip(self._groups, arguments, strict=True):
+            group.update(keys)
         self.scaler.load_state_dict(content["scaler"])
         self.progress = Progress(**content["progress"])
         states = content["random"]
         checkpoint.set_random_state(states[dist.rank() % len(states)])
 
-    # -- the loop --------------------------------------------------------------------------------
+    # -- the loop ----------------------------------------------------------------------------------
 
     def fit(self) -> None:
         """Train from `self.progress` to the end.
@@ -203,7 +214,7 @@ class Trainor:
         """One optimizer step on one global batch."""
         at, settings = self.progress, self.settings
         factor = self._lr_factor()
-        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+        for group, base in zip(self._groups, self.base_lrs, strict=True):
             group["lr"] = base * factor
         self.optimizer.zero_grad(set_to_none=True)
         out = gradient_cache.backward(
@@ -235,7 +246,7 @@ class Trainor:
     def _log(self, log: Log, loss: float, out: dict[str, Any]) -> None:
         at, reading = self.progress, self.meter.read()
         reading["loss"] = loss
-        lr = self.optimizer.param_groups[0]["lr"]
+        lr = self._groups[0]["lr"]
         log.write("step", at.step, epoch=at.epoch, chance=out.get("chance"), lr=lr, **reading)
         if len(out["visual"]) > 1:
             found = health.embedding_health(out["visual"])
@@ -294,9 +305,7 @@ class Trainor:
         at = self.progress
         batches = max(1, at.batches)
         reading = {**self.meter.read(), "loss": at.losses / batches, "chance": at.chances / batches}
-        return health.line(
-            at.epoch, self.settings.epochs, reading, lr=self.optimizer.param_groups[0]["lr"]
-        )
+        return health.line(at.epoch, self.settings.epochs, reading, lr=self._groups[0]["lr"])
 
     def _catch_signals(self) -> Callable[[], None]:
         """SIGTERM and Ctrl-C set a flag that is looked at after each step; returns the way back."""

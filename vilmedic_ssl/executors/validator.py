@@ -42,11 +42,7 @@ def _top1(a_ND: Tensor, b_ND: Tensor, labels: Tensor | None) -> float:
 
 def _knn(a_ND: Tensor, b_ND: Tensor, labels: Tensor | None) -> float:
     """Leave-one-out accuracy of 20 cosine neighbours weighted exp(s / 0.07), on single labels."""
-    if labels is None or labels.dim() != 1:
-        raise UserError(
-            "validator.metrics: knn needs one class per image; take it out, or label the "
-            "validation split"
-        )
+    assert labels is not None
     similarity = F.normalize(a_ND) @ F.normalize(a_ND).T
     weight, nearest = similarity.fill_diagonal_(-torch.inf).topk(min(20, len(a_ND) - 1))
     votes = torch.zeros(len(a_ND), int(labels.max()) + 1, device=a_ND.device)
@@ -102,6 +98,13 @@ class Validator:
 
     def __init__(self, loaders: dict[str, Loader], metrics: list[str], device: torch.device):
         self.loaders, self.metrics, self.device = loaders, metrics, device
+        for split, loader in loaders.items():
+            labels = loader.dataset.labels
+            if "knn" in metrics and (labels is None or labels.ndim != 1):
+                raise UserError(
+                    f"validator.metrics: knn needs one class per image, which split {split!r} does "
+                    "not have; take knn out, or name one with dataset.label"
+                )
 
     @torch.no_grad()
     def __call__(self, model: PretrainingModel, cast: Callable[[], Any]) -> dict[str, float]:

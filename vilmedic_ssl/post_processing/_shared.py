@@ -42,7 +42,7 @@ def labels_of(part: SplitFeatures, plugin: str) -> np.ndarray:
     """
     if part.labels is None:
         raise UserError(
-            f"{plugin}: the {part.name} split has no labels; use a dataset with labels "
-            f"(for example dataset.proto=ImLabel) or take {plugin} out of ensemblor.post_processing"
+            f"{plugin}: the {part.name} split has no labels; name them in `dataset` (class "
+            f"folders, a label column or file), or take {plugin} out of ensemblor.post_processing"
         )
     return part.labels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from vilmedic_ssl import console
 from vilmedic_ssl.config import digest
 from vilmedic_ssl.data.read import channels_of, read_image
 from vilmedic_ssl.data.transforms import Pipeline, Transform
@@ -31,13 +33,11 @@ class Context:
         split: train, validate, test or any other name the data uses.
         augment: random training views instead of the one evaluation view.
         run_dir: folder of the run, for vocabularies and label lists that belong to it.
-        seed: splits made on the fly depend on it.
     """
 
     split: str
     augment: bool = False
     run_dir: Path | None = None
-    seed: int = 0
 
 
 class MedicalDataset(torch.utils.data.Dataset[dict[str, Any]]):
@@ -89,6 +89,11 @@ class MedicalDataset(torch.utils.data.Dataset[dict[str, Any]]):
         """Sixteen hex digits naming ids, labels, patients and file sizes."""
         return digest(self.content())
 
+    def members(self) -> Tensor:
+        """(N,) int64, sorted: each sample's id as 63 bits, to find the same sample elsewhere."""
+        bits = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in self.ids]
+        return torch.tensor(sorted(int.from_bytes(b, "big") >> 1 for b in bits))
+
     def card(self) -> dict[str, Any]:
         """What a reader should know about this split."""
         card: dict[str, Any] = {"images": len(self), "hash": self.fingerprint()}
@@ -117,17 +122,17 @@ class ImageFiles:
         else:
             self.mode = transform.channels
         self.pipeline = Pipeline(transform, channels=self.mode, random=augment)
-        self.memory: dict[int, Tensor] | None = {} if transform.load_memory else None
+        self.memory: list[Tensor] | None = None
+        if transform.load_memory:  # before workers are forked, so that they share it
+            numbers = console.progress(range(len(self.paths)), desc="images into memory")
+            self.memory = [self._read(i).half() for i in numbers]
+
+    def _read(self, index: int) -> Tensor:
+        return self.pipeline.prepare(read_image(self.paths[index], mode=self.mode))
 
     def prepared(self, index: int) -> Tensor:
         """(C, H, W) float32 in [0, 1], resized."""
-        if self.memory is not None and index in self.memory:
-            return self.memory[index].float()
-        image = self.pipeline.prepare(read_image(self.paths[index], mode=self.mode))
-        if self.memory is not None:
-            self.memory[index] = image.half()
-            image = self.memory[index].float()  # the same numbers on the first visit as later
-        return image
+        return self._read(index) if self.memory is None else self.memory[index].float()
 
     def view(self, index: int, seed: int) -> Tensor:
         return self.pipeline(self.prepared(index), seed)
