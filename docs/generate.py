@@ -14,7 +14,8 @@ sys.path.insert(0, str(REPOSITORY))
 
 from vilmedic_ssl.executors.schedules import SCHEDULES  # noqa: E402
 from vilmedic_ssl.experiment import Experiment  # noqa: E402
-from vilmedic_ssl.registry import FOLDERS, REQUIRED, Key, find, protos, schema, spell  # noqa: E402
+from vilmedic_ssl.registry import FOLDERS, find, protos  # noqa: E402
+from vilmedic_ssl.schema import REQUIRED, Key, schema, spell  # noqa: E402
 
 PAGE = REPOSITORY / "docs/configuration.md"
 

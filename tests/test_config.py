@@ -13,7 +13,7 @@ from vilmedic_ssl import config
 from vilmedic_ssl.cli import main
 from vilmedic_ssl.errors import ConfigError
 from vilmedic_ssl.experiment import load_config
-from vilmedic_ssl.registry import plain
+from vilmedic_ssl.schema import plain
 
 YAMLS = sorted((REPOSITORY / "config").rglob("*.yml"))
 

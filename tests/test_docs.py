@@ -17,7 +17,7 @@ from vilmedic_ssl.cli import main, parser
 from vilmedic_ssl.data.download import RECIPES
 from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.experiment import check
-from vilmedic_ssl.registry import schema
+from vilmedic_ssl.schema import schema
 
 PAGES = [*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").glob("*.md"))]
 SCRIPTS = {"bin/train.py": "train", "bin/ensemble.py": "ensemble", "data/download.py": "download"}

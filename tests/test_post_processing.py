@@ -16,7 +16,8 @@ from vilmedic_ssl.post_processing import linear_probe as probe_module
 from vilmedic_ssl.post_processing import plot_representation as plot_module
 from vilmedic_ssl.post_processing._compare import compare
 from vilmedic_ssl.post_processing.save_representation import save_representation
-from vilmedic_ssl.registry import protos, schema
+from vilmedic_ssl.registry import protos
+from vilmedic_ssl.schema import schema
 
 ORACLES = Path(__file__).parent / "oracles"
 NAMES = ["Effusion", "Nodule", "No Finding"]

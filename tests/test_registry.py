@@ -18,7 +18,8 @@ from vilmedic_ssl.errors import ConfigError
 from vilmedic_ssl.experiment import check, load_config
 from vilmedic_ssl.models.simclr import SimCLR
 from vilmedic_ssl.nets.vision import VisualEncoder
-from vilmedic_ssl.registry import REQUIRED, Kind, build, complete, conform, find, plain, protos
+from vilmedic_ssl.registry import find, protos
+from vilmedic_ssl.schema import REQUIRED, Kind, build, complete, conform, plain, schema
 
 PLUGIN = """
 import numpy as np
@@ -90,7 +91,7 @@ def test_the_index_names_every_proto_and_alias():
 @pytest.mark.parametrize("name", sorted(registry.index()))
 def test_every_key_of_every_proto_has_a_type_and_a_place_in_the_docstring(name):
     obj = find(name)
-    for key, entry in registry.schema(obj).items():
+    for key, entry in schema(obj).items():
         assert entry.annotation is not Any, f"{name}.{key} has no type"
         assert key in (obj.__doc__ or ""), f"{name}.{key} is not in the docstring"
 
@@ -245,8 +246,8 @@ def test_types_property():
 def test_defaults_are_filled_in_and_spelled_out():
     done = complete({"proto": "Manifest", "manifest": "m.csv"}, Manifest, "dataset")
     assert done["transform"]["resize"] == 256 and done["labels"] == [] and done["label"] is None
-    assert set(done) == {"proto", *registry.schema(Manifest)}
-    assert registry.schema(Manifest)["manifest"].default is REQUIRED
+    assert set(done) == {"proto", *schema(Manifest)}
+    assert schema(Manifest)["manifest"].default is REQUIRED
 
 
 def test_building_hands_the_context_to_nested_datasets(phantom):

@@ -11,7 +11,7 @@ from vilmedic_ssl.data.datasets.base import Context
 from vilmedic_ssl.data.datasets.manifest import read_table
 from vilmedic_ssl.data.datasets.tok import ImageDataset, LabelDataset, TextDataset
 from vilmedic_ssl.errors import MissingSplit, UserError
-from vilmedic_ssl.registry import build
+from vilmedic_ssl.schema import build
 
 SPLITS = ("train", "validate", "test")
 

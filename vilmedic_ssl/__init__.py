@@ -13,7 +13,7 @@ from vilmedic_ssl.compat import install_guard
 if TYPE_CHECKING:
     from vilmedic_ssl.auto import AutoModel
     from vilmedic_ssl.experiment import ensemble, load_config, train
-    from vilmedic_ssl.registry import build
+    from vilmedic_ssl.schema import build
 
 __version__ = "0.1.0"
 __all__ = ["AutoModel", "build", "ensemble", "load_config", "train"]
@@ -23,7 +23,7 @@ _HOME = {
     "load_config": "vilmedic_ssl.experiment",
     "train": "vilmedic_ssl.experiment",
     "ensemble": "vilmedic_ssl.experiment",
-    "build": "vilmedic_ssl.registry",
+    "build": "vilmedic_ssl.schema",
 }
 
 install_guard()

@@ -15,7 +15,8 @@ from vilmedic_ssl.data.transforms import Transform
 from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.executors import checkpoint
 from vilmedic_ssl.models.base import PretrainingModel
-from vilmedic_ssl.registry import build, load_plugins, schema
+from vilmedic_ssl.registry import load_plugins
+from vilmedic_ssl.schema import build, schema
 
 
 class Processor:

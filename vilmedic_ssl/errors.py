@@ -1,4 +1,4 @@
-"""The three ways a run ends early on purpose, and their exit codes."""
+"""The ways a run ends early on purpose, and their exit codes."""
 
 
 class UserError(Exception):

@@ -14,7 +14,8 @@ from vilmedic_ssl import config as yaml_config
 from vilmedic_ssl import console
 from vilmedic_ssl.errors import ConfigError, UserError
 from vilmedic_ssl.executors.settings import EnsemblorSettings, TrainorSettings, ValidatorSettings
-from vilmedic_ssl.registry import Kind, build, complete, conform, load_plugins, plain
+from vilmedic_ssl.registry import load_plugins
+from vilmedic_ssl.schema import Kind, build, complete, conform, plain
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +62,8 @@ class Experiment:
     ensemblor: EnsemblorSettings = EnsemblorSettings()
 
     def __post_init__(self) -> None:
-        if not self.name.strip() or Path(self.name).is_absolute() or ".." in Path(self.name).parts:
+        name = Path(self.name.strip())
+        if name == Path() or name.is_absolute() or ".." in name.parts:
             raise ConfigError(f"name: {self.name!r} must be a folder name below ckpt_dir")
         if not 0 <= self.seed < 2**31:
             raise ConfigError(f"seed: {self.seed}; write a whole number from 0 to 2147483647")

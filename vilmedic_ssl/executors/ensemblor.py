@@ -16,7 +16,8 @@ from vilmedic_ssl.errors import Leak, UserError
 from vilmedic_ssl.executors import checkpoint
 from vilmedic_ssl.executors.features import Features
 from vilmedic_ssl.executors.settings import EnsemblorSettings
-from vilmedic_ssl.registry import complete, find
+from vilmedic_ssl.registry import find
+from vilmedic_ssl.schema import complete
 
 
 @dataclass

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from vilmedic_ssl.errors import ConfigError
-from vilmedic_ssl.registry import Kind
+from vilmedic_ssl.schema import Kind
 
 PostProcessing = Annotated[dict, Kind("post_processing", single_key=True)]
 

@@ -23,7 +23,7 @@ from vilmedic_ssl.executors.settings import TrainorSettings
 from vilmedic_ssl.executors.validator import LOSSES, Validator, to_device
 from vilmedic_ssl.models.base import PretrainingModel
 from vilmedic_ssl.nets.ema import WeightAverage
-from vilmedic_ssl.registry import complete
+from vilmedic_ssl.schema import complete
 
 
 class Trainor:
@@ -73,11 +73,7 @@ class Trainor:
         self.progress = Progress(lower_is_better=lower_is_better)
         self.epoch_steps = len(loader)
         self.total_steps = min(settings.epochs * self.epoch_steps, settings.max_steps or 2**62)
-        ranks = dist.world_size()
-        pieces = [model.forward_batch_size] if model.forward_batch_size else []
-        if settings.grad_accu > 1:
-            pieces.append(max(1, settings.batch_size // ranks))
-        self.chunk = min(pieces) if pieces else None
+        self.chunk = self._chunk()
         self.monitor, self.meter = health.CollapseMonitor(), health.Meter()
         self.stop_signal: int | None = None
 
@@ -277,6 +273,23 @@ class Trainor:
         return None
 
     # -- small questions ---------------------------------------------------------------------------
+
+    def _chunk(self) -> int | None:
+        """Images per pass of this process; None = the whole batch."""
+        settings, ranks = self.settings, dist.world_size()
+        limits = [self.model.forward_batch_size] if self.model.forward_batch_size else []
+        if settings.grad_accu > 1:
+            limits.append(max(1, settings.batch_size // ranks))
+        whole = -(-settings.batch_size * settings.grad_accu // ranks)
+        chunk = min(limits, default=whole)
+        if chunk >= whole:
+            return None
+        norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.model.modules())
+        console.say(
+            f"a batch of {whole} images per process goes through the network {chunk} at a time, "
+            f"with the gradient of the whole{'; batch norm sees one part at a time' * norms}"
+        )
+        return chunk
 
     def _lr_factor(self) -> float:
         at = self.progress
