@@ -35,8 +35,11 @@ def main() -> None:
         if name.startswith("test/") and name.rsplit("/", 1)[-1] in MEASURES:
             values = [result[name] for result in found]
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            rows.append((name, f"{statistics.mean(values):.3f}", f"{spread:.3f}"))
-    console.result(console.table(("number", "mean", f"sd of {len(seeds)} seeds"), rows))
+            low, high = (found[0].get(f"{name}/{end}", float("nan")) for end in ("low", "high"))
+            interval = f"{values[0]:.3f} [{low:.3f}, {high:.3f}]"
+            rows.append((name, f"{statistics.mean(values):.3f}", f"{spread:.3f}", interval))
+    header = ("number", "mean", f"sd of {len(seeds)} seeds", f"seed {seeds[0]}, 95 % of patients")
+    console.result(console.table(header, rows))
 
 
 main()
