@@ -18,6 +18,7 @@ N = 7  # rows of the global batch: no rank count divides it
 CNN = {"backbone": "test_resnet", "in_chans": 1}
 PLAIN = {"backbone": "test_vit", "in_chans": 1, "options": {"img_size": 32}}
 MODELS = {"SimCLR": {"cnn": CNN, "projection": {"projection_dim": 8}, "loss": {"tau": 0.2}}}
+FUSED = {"SimCLR": {**MODELS["SimCLR"], "cnn": {"backbone": "test_efficientnet", "in_chans": 1}}}
 NO_NORM = {"SimCLR": {**MODELS["SimCLR"], "cnn": PLAIN}}
 
 
@@ -60,6 +61,7 @@ def everything():
     cases = {"nt_xent": loss_gradient()}
     for name in protos("models"):
         cases[f"{name}, batch norm"] = model_gradient(name, MODELS[name])
+        cases[f"{name}, fused norm"] = model_gradient(name, FUSED[name])
         cases[f"{name}, no norm"] = model_gradient(name, NO_NORM[name])
         cases[f"{name}, chunks"] = model_gradient(name, NO_NORM[name], chunk=2)
     return cases

@@ -186,7 +186,7 @@ def labelled(tmp_path):
         ("ignore", "negative", [1, 0, np.nan, 0, np.nan], [0, 1, 0, np.nan, 0]),
         ("positive", "ignore", [1, 0, 1, np.nan, 1], [0, 1, np.nan, 1, 0]),
         ("negative", "positive", [1, 0, 0, 1, 0], [0, 1, 1, 0, 0]),
-        ({"A": "positive"}, {"B": "positive"}, [1, 0, 1, np.nan, 1], [0, 1, 1, np.nan, 0]),
+        ({"A": "positive"}, {"B": "positive"}, [1, 0, 1, 0, 1], [0, 1, 1, np.nan, 0]),
     ],
 )
 def test_uncertain_and_blank(labelled, uncertain, blank, a, b):
@@ -197,6 +197,12 @@ def test_uncertain_and_blank(labelled, uncertain, blank, a, b):
     assert data.labels.dtype == np.float32 and data.label_names == ["A", "B"]
     known = [f"{int(np.nansum(c))} of {int(np.sum(~np.isnan(c)))}" for c in data.labels.T]
     assert data.card()["positive of known"] == dict(zip("AB", known, strict=True))
+
+
+@pytest.mark.parametrize("key", ["uncertain", "blank"])
+def test_a_policy_for_a_column_that_is_no_label(labelled, key):
+    with pytest.raises(ConfigError, match=f"dataset.{key}: 'Aa' is no column of labels"):
+        Manifest(Context("train"), manifest=labelled, labels=["A"], **{key: {"Aa": "positive"}})
 
 
 @pytest.mark.parametrize("cell", ["2", "yes", "nan", "inf", "1;0"])

@@ -45,7 +45,7 @@ def close(found, expected, tolerance=1e-9):
 
 
 def test_every_model_has_a_case():
-    assert set(ranks.MODELS) == set(ranks.NO_NORM) == set(protos("models"))
+    assert set(ranks.MODELS) == set(ranks.FUSED) == set(ranks.NO_NORM) == set(protos("models"))
 
 
 def test_ranks_equal_one_process(single, several):

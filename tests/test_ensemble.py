@@ -20,8 +20,8 @@ SAVE = "ensemblor.post_processing=[{save_representation: {keys: [encoder, visual
 
 def touch(folder, score, seed, *, lower):
     path = folder / checkpoint.name_of(score, 1, seed)
-    run = dict.fromkeys(["ema", "optimizer", "scaler", "random", "config", "data", "seed"])
-    checkpoint.write({"model": {}, **run, "progress": {"lower_is_better": lower}}, path)
+    whole = dict.fromkeys(checkpoint.OF_A_RUN) | {"progress": {"lower_is_better": lower}}
+    checkpoint.write(whole, path)
     return path
 
 

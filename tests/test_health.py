@@ -14,7 +14,7 @@ def test_spread_and_rank_tell_healthy_from_collapsed():
     healthy = health.embedding_health(torch.randn(512, 16, generator=generator))
     assert healthy["std"] == pytest.approx(1, abs=0.05) and healthy["rank"] > 14
     point = health.embedding_health(torch.ones(64, 16))
-    assert point == {"std": 0.0, "rank": 1.0}
+    assert point == pytest.approx({"std": 0.0, "rank": 1.0})
     line = torch.randn(512, 1, generator=generator) * torch.ones(1, 16)
     assert health.embedding_health(line)["rank"] == pytest.approx(1, abs=0.05)
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from vilmedic_ssl.executors.optim import LARS
+from vilmedic_ssl import build
+from vilmedic_ssl.executors.optim import LARS, build_optimizer
 from vilmedic_ssl.executors.schedules import (
     Clock,
     best_of,
@@ -86,3 +87,15 @@ def test_other_schedules_are_functions_of_the_step():
     assert warmup_cosine(clock(step=4), warmup_epochs=0.5) == 1.0
     assert multiplicative(clock(step=29), gamma=0.5) == 0.25
     assert step(clock(step=65), step_size=3, gamma=0.1) == pytest.approx(0.01)
+
+
+def test_a_score_that_is_no_number_is_never_the_best():
+    nan = float("nan")
+    assert best_of([nan, 2.0, 1.0, nan], True) == 1.0 and best_of([nan], True) is None
+    assert not improves(nan, None, True) and improves(1.0, None, True)
+
+
+def test_weight_decay_defaults_to_the_optimizers_own():
+    model = build({"proto": "SimCLR", "cnn": {"backbone": "test_resnet"}})
+    groups = build_optimizer(model, "AdamW", {"lr": 1e-3}).param_groups
+    assert [g["weight_decay"] for g in groups] == [0.01, 0.0]

@@ -213,3 +213,35 @@ def test_resuming_takes_the_arguments_of_the_config_and_refuses_another_optimize
     folder = run(tiny, "arguments", "ckpt=last", *less)
     groups = checkpoint.read(folder / "last_0.pth")["optimizer"]["param_groups"]
     assert [g["weight_decay"] for g in groups] == [0.1, 0.0]
+
+
+@pytest.mark.parametrize(
+    "change", ["trainor.batch_size=8", "trainor.grad_accu=2", "trainor.early_stop_metric=knn"]
+)
+def test_resuming_refuses_what_its_state_depends_on(tiny, change):
+    run(tiny, "settings")
+    with pytest.raises(UserError, match=f"as {change.split('=')[0]}, which its state depends on"):
+        run(tiny, "settings", "ckpt=last", change)
+
+
+def test_overwrite_keeps_the_old_files_until_the_new_training_can_start(tiny):
+    folder = run(tiny, "overwrite")
+    before = {path.name for path in folder.glob("*.pth")}
+    with pytest.raises(UserError, match="trainor.optim_params.lrr"):
+        run(tiny, "overwrite", "overwrite=true", "trainor.optim_params.lrr=1")
+    assert {path.name for path in folder.glob("*.pth")} == before
+    run(tiny, "overwrite", "overwrite=true", "trainor.max_steps=2")
+    assert len(list(folder.glob("*.pth"))) == 2
+
+
+def test_the_training_split_can_be_scored_too(tiny):
+    splits = ["validator.splits=[train, validate]", "trainor.eval_every_steps=2", "num_workers=1"]
+    folder = run(tiny, "both", *splits, "trainor.max_steps=6", "trainor.epochs=3")
+    evals = [r["step"] for r in read_log(folder / "log_0.jsonl") if r["kind"] == "eval"]
+    assert evals == [2, 4, 6]
+
+
+def test_grey_or_colour_is_decided_once_and_kept(tiny, phantom):
+    config = load_config(CONFIG, [*tiny("mode"), "dataset.transform.channels=auto"])
+    content = checkpoint.read(train(config) / "last_0.pth")
+    assert content["config"]["dataset"]["transform"]["channels"] == "gray"

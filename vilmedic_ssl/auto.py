@@ -16,7 +16,7 @@ from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.executors import checkpoint
 from vilmedic_ssl.models.base import PretrainingModel
 from vilmedic_ssl.registry import load_plugins
-from vilmedic_ssl.schema import build, schema
+from vilmedic_ssl.schema import build, schema, without_weights
 
 
 class Processor:
@@ -58,13 +58,9 @@ class AutoModel:
         """
         path = Path(path)
         file = checkpoint.find(path, "best") if path.is_dir() else path
-        content = checkpoint.read(file)
+        content = checkpoint.read_run(file)
         load_plugins(plugins)
-        if "config" not in content:
-            raise UserError(
-                f"{file} holds no config, so its model cannot be rebuilt; train it here"
-            )
-        model: PretrainingModel = build(content["config"]["model"], where="model")
+        model: PretrainingModel = build(without_weights(content["config"]["model"]), where="model")
         checkpoint.load_weights(model, content["ema"] or content["model"], file)
         return model.eval(), Processor(transform_of(content["config"]["dataset"]))
 
@@ -75,4 +71,6 @@ def transform_of(node: Mapping[str, Any]) -> Transform:
         return transform_of(node["image"])
     flat = {ImageDataset.TRANSFORM_KEYS.get(key, key): value for key, value in node.items()}
     keys = node.get("transform") or {k: v for k, v in flat.items() if k in schema(Transform)}
+    if not keys:
+        raise UserError(f"the dataset {node.get('proto')!r} of this checkpoint tells no transform")
     return Transform(**{**keys, "load_memory": False})

@@ -74,6 +74,7 @@ class Bar:
             disable=not is_main(),
             leave=False,
             dynamic_ncols=True,
+            mininterval=0.1 if self._live else self.SILENCE,
             file=sys.stderr if self._live else io.StringIO(),
         )
         self._told = time.monotonic()

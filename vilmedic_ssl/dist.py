@@ -54,19 +54,23 @@ def choose_device(name: str | None = None) -> torch.device:
         UserError: `name` is not available here.
     """
     local = int(os.environ.get("LOCAL_RANK", "0"))
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    mps = torch.backends.mps.is_available()
     if name is None:
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu"
-    if name not in ("cuda", "mps", "cpu"):
-        raise UserError(f"device: {name!r} is not one of 'cuda', 'mps', 'cpu'")
-    usable = {"cuda": torch.cuda.is_available(), "mps": torch.mps.is_available(), "cpu": True}
-    if not usable[name]:
-        raise UserError(
-            f"device: {name!r} is not available on this machine; leave the key out to choose by "
-            "itself"
-        )
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps and not several else "cpu"
+    usable = {"cuda": torch.cuda.is_available(), "mps": mps, "cpu": True}
+    if not usable.get(name):
+        raise UserError(f"device: {name!r} is not available on this machine; leave the key out")
+    if name == "mps" and several:
+        raise UserError("device: several processes cannot share 'mps'; write device=cpu")
     if name == "cuda":
-        torch.cuda.set_device(local % torch.cuda.device_count())
-        return torch.device("cuda", torch.cuda.current_device())
+        if local >= torch.cuda.device_count():
+            raise UserError(
+                f"device: process {local} has no GPU of its own, there are "
+                f"{torch.cuda.device_count()}; lower --nproc_per_node"
+            )
+        torch.cuda.set_device(local)
+        return torch.device("cuda", local)
     return torch.device(name)
 
 
@@ -152,11 +156,22 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def on_main(function: Callable[[], Any]) -> Any:
-    """Run on rank 0 while the others wait, and hand the result (picklable) to all."""
+    """Run on rank 0 while the others wait, and hand the result (picklable) to all.
+
+    Raises:
+        UserError: on every rank, when the function raises it on rank 0.
+    """
     if not active():
         return function()
-    box = [function() if rank() == 0 else None]
+    box: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            box[0] = function()
+        except UserError as error:
+            box[1] = str(error)
     dist.broadcast_object_list(box, src=0)
+    if box[1] is not None:
+        raise UserError(box[1])
     return box[0]
 
 
@@ -208,6 +223,13 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), rate)
 
 
+class GlobalBatchNormAct(GlobalBatchNorm):
+    """timm's batch norm with dropout and activation behind it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(x)))  # type: ignore[operator]
+
+
 def globalise_batch_norm(model: nn.Module) -> nn.Module:
     """Make every batch norm see the whole global batch: SyncBatchNorm on CUDA, GlobalBatchNorm
     elsewhere.
@@ -215,18 +237,20 @@ def globalise_batch_norm(model: nn.Module) -> nn.Module:
     if not active():
         return model
     if next(model.parameters()).is_cuda:
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        from timm.layers import convert_sync_batchnorm  # torch's drops timm's fused activations
+
+        return convert_sync_batchnorm(model)
     for module in model.modules():
-        # timm derives its own norm + activation classes from BatchNorm2d; re-classing would lose
-        # their forward.
-        if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+        kind = type(module).__name__
+        if kind in ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d"):
             module.__class__ = GlobalBatchNorm
+        elif kind == "BatchNormAct2d":  # timm's norm with the activation inside
+            module.__class__ = GlobalBatchNormAct
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):
             console.warn(
-                f"{type(module).__name__} keeps per-process statistics on the CPU, so several "
-                "processes will not equal one; use a GPU, or a network with plain batch norm"
+                f"{kind} keeps per-process statistics on the CPU, so several processes will not "
+                "equal one; use a GPU, or a network with plain batch norm"
             )
-            break
     return model
 
 

@@ -15,7 +15,7 @@ from vilmedic_ssl import console
 from vilmedic_ssl.errors import ConfigError, UserError
 from vilmedic_ssl.executors.settings import EnsemblorSettings, TrainorSettings, ValidatorSettings
 from vilmedic_ssl.registry import load_plugins
-from vilmedic_ssl.schema import Kind, build, complete, conform, plain
+from vilmedic_ssl.schema import Kind, build, complete, conform, plain, without_weights
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +78,8 @@ class Experiment:
     def workers(self) -> int:
         if self.num_workers is not None:
             return self.num_workers
-        return max(0, min(4, (os.cpu_count() or 1) - 1))
+        able = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
+        return max(0, min(4, len(able) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
@@ -112,8 +113,10 @@ def _experiment(checked: dict[str, Any]) -> Experiment:
     return Experiment(**{**checked, **made})
 
 
-def _model(config: dict[str, Any]) -> PretrainingModel:
-    return build(config["model"], where="model")
+def _model(config: dict[str, Any], *, pretrained: bool = True) -> PretrainingModel:
+    """The model; `pretrained=False` where a checkpoint, or chance, supplies all its weights."""
+    node = config["model"] if pretrained else without_weights(config["model"])
+    return build(node, where="model")
 
 
 def train(config: Mapping[str, Any]) -> Path:
@@ -140,38 +143,38 @@ def train(config: Mapping[str, Any]) -> Path:
     device = dist.choose_device(experiment.device)
     dist.start(device)
     run = Run(experiment.folder, experiment.seed)
-    content = None
+    content, old = None, []
     if experiment.ckpt:
         source = checkpoint.find(run.folder, experiment.ckpt, run.seed)
         content = checkpoint.read_run(source)
         run = Run(run.folder, content["seed"])
     else:
-        _make_room(run, experiment.overwrite)
+        old = _old_files(run, experiment.overwrite)
     console.say(
         f"run {run.folder}, seed {run.seed}, device {device.type}, {dist.world_size()} process(es)"
     )
     checkpoint.seed_everything(run.seed)
-    model = _model(node).to(device)
-    loaders, data = _loaders(experiment, node, run, pin=device.type == "cuda")
+    model = _model(node, pretrained=content is None).to(device)
+    train_loader, scored = _loaders(experiment, node, run, pin=device.type == "cuda")
     size = sum(p.numel() for p in model.parameters())
     learned = sum(p.numel() for p in model.parameters() if p.requires_grad)
     console.say(
         f"model {node['model']['proto']}: {size / 1e6:.2f} M parameters, {learned / 1e6:.2f} M "
         "learnable"
     )
-    validator = Validator({s: loaders[s] for s in experiment.validator.splits}, metrics, device)
+    validator = Validator(scored, metrics, device)
     dist.on_main(run.create)
     kept = {**node, "ckpt": None, "overwrite": False, "seed": run.seed}
     trainor = Trainor(
         run,
         settings,
         model,
-        loaders["train"],
+        train_loader,
         validator,
         lower_is_better=lower,
         config=kept,
-        data=data,
-        trained_on=loaders["train"].dataset.members(),
+        data={k: v.dataset.fingerprint() for k, v in {"train": train_loader, **scored}.items()},
+        trained_on=train_loader.dataset.members(),
     )
     if content is not None:
         trainor.load(content, source)
@@ -179,71 +182,74 @@ def train(config: Mapping[str, Any]) -> Path:
         console.say(
             f"resumed from {source}: epoch {at.epoch}, step {at.step} of {trainor.total_steps}"
         )
+    dist.on_main(lambda: checkpoint.remove(old))
     run.save_config(kept)
     trainor.fit()
     console.say(f"done: {run.folder}")
     return run.folder
 
 
-def _make_room(run: Any, overwrite: bool) -> None:
-    """A new training must not silently replace an old one.
+def _old_files(run: Any, overwrite: bool) -> list[Path]:
+    """The checkpoints of an earlier training that this one replaces, once it can start.
 
     Raises:
-        UserError: the run folder holds files of this seed.
+        UserError: there are some and `overwrite` is false.
     """
     from vilmedic_ssl import dist
     from vilmedic_ssl.executors import checkpoint
 
-    old = [
-        path for path in [run.last, *checkpoint.best_files(run.folder, run.seed)] if path.is_file()
-    ]
+    old: list[Path] = dist.on_main(
+        lambda: [p for p in [run.last, *checkpoint.best_files(run.folder, run.seed)] if p.is_file()]
+    )
     if old and not overwrite:
         raise UserError(
-            f"{run.folder} already holds {old[0].name}: continue it with ckpt=last, choose "
-            "another name= or seed=, "
-            "or replace it with overwrite=true"
+            f"{run.folder} already holds {old[0].name}: continue it with ckpt=last, choose another "
+            "name= or seed=, or replace it with overwrite=true"
         )
-    dist.on_main(lambda: [path.unlink() for path in old] and None)
+    return old
 
 
 def _loaders(
     experiment: Experiment, node: dict[str, Any], run: Any, *, pin: bool
-) -> tuple[dict[str, Loader], dict[str, str]]:
-    """Loaders of the training split and the validator's, and the hash of each split."""
+) -> tuple[Loader, dict[str, Loader]]:
+    """The training loader, and one per split of the validator.
+
+    Whether images are grey or in colour is decided by the training split and written into `node`.
+    """
     from vilmedic_ssl import dist
-    from vilmedic_ssl.data.datasets.base import Context
+    from vilmedic_ssl.data.datasets.base import Context, pin_channels
     from vilmedic_ssl.data.loader import EpochBatches, Loader
 
     settings = experiment.trainor
     assert settings is not None
-    if settings.batch_size < dist.world_size():
-        raise UserError(
-            f"trainor.batch_size: {settings.batch_size} images cannot be shared by "
-            f"{dist.world_size()} processes"
-        )
-    loaders, data = {}, {}
-    for split in dict.fromkeys(["train", *experiment.validator.splits]):
+    ranks = dist.world_size()
+
+    def loader(split: str, size: int, *, training: bool) -> Loader:
         context = Context(split=split, augment=True, run_dir=run.folder)
         dataset = build(node["dataset"], context, where="dataset")
-        training = split == "train"
-        size = settings.batch_size * settings.grad_accu
+        if min(size, len(dataset)) < ranks:
+            raise UserError(
+                f"split {split!r}: batches of {size} from {len(dataset)} images cannot be shared "
+                f"by {ranks} processes"
+            )
         sampler = EpochBatches(
             len(dataset),
-            batch_size=size if training else experiment.validator.batch_size or settings.batch_size,
+            batch_size=size,
             seed=run.seed,
             shuffle=training,
             drop_last=training and settings.drop_last,
             rank=dist.rank(),
-            ranks=dist.world_size(),
+            ranks=ranks,
         )
+        console.say(f"{split}: {len(dataset):,} images, {len(sampler)} batches of up to {size}")
         workers = experiment.workers if training else min(1, experiment.workers)
-        loaders[split] = Loader(dataset, sampler, workers=workers, pin_memory=pin)
-        data[split] = dataset.fingerprint()
-        console.say(
-            f"{split}: {len(dataset):,} images, {len(sampler)} batches of {sampler.batch_size}, "
-            f"hash {data[split]}"
-        )
-    return loaders, data
+        return Loader(dataset, sampler, workers=workers, pin_memory=pin)
+
+    train_loader = loader("train", settings.batch_size * settings.grad_accu, training=True)
+    pin_channels(node["dataset"], getattr(train_loader.dataset, "files", None))
+    size = experiment.validator.batch_size or settings.batch_size
+    splits = dict.fromkeys(experiment.validator.splits)
+    return train_loader, {split: loader(split, size, training=False) for split in splits}
 
 
 def ensemble(config: Mapping[str, Any]) -> dict[str, float]:
@@ -253,6 +259,7 @@ def ensemble(config: Mapping[str, Any]) -> dict[str, float]:
     Raises:
         UserError: wrong config, data or checkpoint; none there.
     """
+    from vilmedic_ssl.data.datasets.base import take_channels
     from vilmedic_ssl.executors import checkpoint
     from vilmedic_ssl.executors.ensemblor import (
         choose_checkpoints,
@@ -277,6 +284,7 @@ def ensemble(config: Mapping[str, Any]) -> dict[str, float]:
     seed = contents[0]["seed"]
     console.say(f"ensembling {len(files)} checkpoint(s): {', '.join(path.name for path in files)}")
     tag = f"{Path(experiment.ckpt or settings.mode).stem}_{seed}"
+    take_channels(node["dataset"], contents[0]["config"]["dataset"])
     features = _features(experiment, node, contents, files, tag)
     for split in settings.splits:
         console.say(f"{split}: {len(features.dataset(split)):,} images")
@@ -284,11 +292,8 @@ def ensemble(config: Mapping[str, Any]) -> dict[str, float]:
         refuse_leaks(content["trained_on"], features, path)
     outcome = run_plugins(settings, features, folder / "post_processing")
     metric = contents[0]["config"]["trainor"]["early_stop_metric"]
-    if contents[0]["progress"]["scores"]:
-        scores = contents[0]["progress"]["scores"]
-        outcome.results[f"validate/{metric}"] = (
-            min if contents[0]["progress"]["lower_is_better"] else max
-        )(scores)
+    if files[0] in checkpoint.best_files(folder) and metric != "training_loss":
+        outcome.results[f"validate/{metric}"] = checkpoint.score_in(files[0])
     write_results(folder, outcome.results)
     report = write_report(
         folder,
@@ -322,13 +327,13 @@ def _features(
     device: torch.device = dist.choose_device(experiment.device)
     models = []
     for content, path in zip(contents, files, strict=True):
-        model = _model(node)
+        model = _model(node, pretrained=False)
         checkpoint.load_weights(model, content["ema"] or content["model"], path)
         models.append(model.to(device).eval())
 
     def untrained() -> PretrainingModel:
         checkpoint.seed_everything(contents[0]["seed"])
-        return _model(node).to(device).eval()
+        return _model(node, pretrained=False).to(device).eval()
 
     return Features(
         lambda context: build(node["dataset"], context, where="dataset"),

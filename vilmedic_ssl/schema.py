@@ -254,6 +254,13 @@ def build(node: Any, *context: Any, cls: Callable[..., Any] | None = None, where
     return obj(*context, **values) if takes_context(obj) else obj(**values)
 
 
+def without_weights(node: Any) -> Any:
+    """A model node that fetches no published weights."""
+    if isinstance(node, Mapping):
+        return {k: False if k == "pretrained" else without_weights(v) for k, v in node.items()}
+    return node
+
+
 def _nested_class(annotation: Any) -> type | None:
     """The settings class or proto inside `X` or `X | None`, if that is what the annotation says."""
     union = typing.get_origin(annotation) in (typing.Union, types.UnionType)

@@ -47,9 +47,11 @@ def batches_of(order: list[int], size: int, *, ranks: int, drop_last: bool) -> l
     return batches
 
 
-def even_batches(order: list[int], size: int) -> list[list[int]]:
-    """As few batches as `size` allows, equal up to one sample, so that their losses compare."""
-    count = -(-len(order) // size)
+def even_batches(order: list[int], size: int, *, ranks: int) -> list[list[int]]:
+    """As few batches as `size` allows, equal up to one sample, so that their losses compare; none
+    smaller than the number of ranks.
+    """
+    count = max(1, min(-(-len(order) // size), len(order) // ranks))
     return [share(order, i, count) for i in range(count)]
 
 
@@ -89,7 +91,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         """The global batches of an epoch, as sample numbers."""
         order = list(range(self.n))
         if not self.shuffle:
-            return even_batches(order, self.batch_size)
+            return even_batches(order, self.batch_size, ranks=self.ranks)
         generator = torch.Generator().manual_seed(sample_seed(self.seed, epoch, -1))
         order = torch.randperm(self.n, generator=generator).tolist()
         return batches_of(order, self.batch_size, ranks=self.ranks, drop_last=self.drop_last)

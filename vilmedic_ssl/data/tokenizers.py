@@ -42,21 +42,30 @@ def word_tokenizer(training_lines: Callable[[], list[str]], run_dir: Path | None
     It is built from the training reports once and kept in `<run_dir>/tokenizer`, so that
     evaluation sees the same ids.
     """
+    if run_dir is None:
+        return _build(training_lines())
+    folder = run_dir / "tokenizer"
+
+    def make() -> None:
+        if not (folder / "tokenizer.json").is_file():
+            partial = folder.with_suffix(".partial")
+            _build(training_lines()).save_pretrained(str(partial))
+            partial.replace(folder)
+
+    dist.on_main(make)
+    return load_tokenizer(str(folder))
+
+
+def _build(lines: list[str]) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    folder = run_dir / "tokenizer" if run_dir else None
-    if folder and (folder / "tokenizer.json").is_file():
-        return load_tokenizer(str(folder))
     specials = list(SPECIAL.values())
-    words = sorted({word for line in training_lines() for word in line.split()} - set(specials))
+    words = sorted({word for line in lines for word in line.split()} - set(specials))
     vocabulary = {word: i for i, word in enumerate([*specials, *words])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     core.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 0), ("[SEP]", 2)]
     )
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **SPECIAL)
-    if folder:
-        dist.on_main(lambda: tokenizer.save_pretrained(str(folder)) and None)
-    return tokenizer
+    return PreTrainedTokenizerFast(tokenizer_object=core, **SPECIAL)

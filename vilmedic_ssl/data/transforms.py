@@ -209,13 +209,15 @@ class Pipeline:
         return self.first(image_CHW)
 
     def __call__(self, image_CHW: Tensor, seed: int) -> Tensor:
-        """Prepared image -> random views (V, C, H, W), or the evaluation view (C, H, W). Equal
-        seeds, equal views.
+        """Prepared image -> random views (V, C, H, W), or the evaluation view (C, H, W).
+
+        Equal seeds give equal views.
         """
-        if not self.views:
-            return self.normalise(self.then(image_CHW).clamp(0, 1))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return torch.stack(
-                [self.normalise(self.then(image_CHW).clamp(0, 1)) for _ in range(self.views)]
-            )
+            torch.default_generator.manual_seed(seed)  # that of the CPU alone
+            if not self.views:
+                return self._one(image_CHW)
+            return torch.stack([self._one(image_CHW) for _ in range(self.views)])
+
+    def _one(self, image_CHW: Tensor) -> Tensor:
+        return self.normalise(self.then(image_CHW).clamp(0, 1))

@@ -16,7 +16,10 @@ import torch
 from vilmedic_ssl.errors import UserError
 
 FORMAT = 1
-OF_A_RUN = {"model", "ema", "config", "progress", "seed", "data", "trained_on"}
+OF_A_RUN = {
+    *("model", "ema", "optimizer", "scaler", "random"),
+    *("progress", "config", "seed", "data", "trained_on"),
+}
 NAME = re.compile(r"(?P<score>[-+0-9.einfa]+)_(?P<epoch>\d+)_(?P<seed>\d+)\.pth")
 
 
@@ -31,6 +34,8 @@ def random_state() -> dict[str, Any]:
     }
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
+    if torch.backends.mps.is_available():
+        state["mps"] = torch.mps.get_rng_state()
     return state
 
 
@@ -42,6 +47,8 @@ def set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"].cpu())
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"].cpu())
+    if "mps" in state and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state["mps"].cpu())
 
 
 def seed_everything(seed: int) -> None:
@@ -69,6 +76,12 @@ def write(content: dict[str, Any], path: Path) -> None:
         raise UserError(
             f"cannot write the checkpoint {path} ({error}); free some space or change ckpt_dir"
         ) from error
+
+
+def remove(paths: list[Path]) -> None:
+    """Delete checkpoints that are no longer wanted."""
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -140,7 +153,7 @@ def ranked(folder: Path) -> list[Path]:
     files = best_files(folder)
     if not files:
         return []
-    lower = read(files[0])["progress"]["lower_is_better"]
+    lower = read_run(files[0])["progress"]["lower_is_better"]
     return sorted(files, key=score_in, reverse=not lower)
 
 

@@ -34,6 +34,8 @@ class Outcome:
     failures: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, plugin: str, name: str, value: Any) -> None:
+        if name in self.results:
+            raise UserError(f"{name} is already there: two {plugin} entries with the same key")
         if isinstance(value, Path):
             self.figures.append((plugin, name, value))
         elif isinstance(value, tuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -106,23 +106,19 @@ class Features:
 
     def _extract(self, split: str, source: Source) -> None:
         dataset = self.dataset(split)
-        models = (
-            self._models
-            if source == "model"
-            else [self._untrained()]
-            if source == "random_init"
-            else []
-        )
-        for model in models:
-            model.eval()
+        models = {"model": self._models, "pixels": []}.get(source)
+        if models is None:
+            models = [self._untrained()]
+        loader = self._loader(dataset)
         parts: list[dict[str, torch.Tensor]] = []
-        batches = self._batches(dataset)
-        for batch in console.progress(
-            batches, desc=f"{split}, {source}", unit="batch", total=len(self._loader(dataset))
-        ):
-            images = batch["images"]
+        bar = console.Bar(len(loader), desc=f"{split}, {source}", unit="batch")
+        for batch in loader.epoch(0):
+            images = to_device(batch, self._device)["images"]
             with torch.no_grad():
                 parts.append(_pixels(images) if source == "pixels" else self._embed(models, images))
+            bar.advance()
+        bar.close()
+        loader.close()
         rows = {key: torch.cat([part[key] for part in parts]).numpy() for key in parts[0]}
         if source == "random_init":
             rows = {"encoder": rows["encoder"]}
@@ -152,10 +148,6 @@ class Features:
         pin = self._device.type == "cuda"
         return Loader(dataset, sampler, workers=self._workers, pin_memory=pin)
 
-    def _batches(self, dataset: MedicalDataset) -> Any:
-        for batch in self._loader(dataset).epoch(0):
-            yield to_device(batch, self._device)
-
     def images(self, split: str, indices: list[int]) -> list[np.ndarray]:
         """uint8 pictures (H, W) or (H, W, 3) of samples as the network sees them, before
         normalisation.
@@ -171,8 +163,8 @@ class Features:
 
 def _pixels(images: torch.Tensor) -> dict[str, torch.Tensor]:
     """(B, C, H, W) -> mean over channels at 32 x 32, flattened."""
-    grey = images.float().mean(1, keepdim=True)
+    grey = images.float().cpu().mean(1, keepdim=True)
     small = F.interpolate(
         grey, size=(PIXELS, PIXELS), mode="bilinear", antialias=True, align_corners=False
     )
-    return {"encoder": small.flatten(1).cpu()}
+    return {"encoder": small.flatten(1)}

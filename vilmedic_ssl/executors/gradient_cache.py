@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vilmedic_ssl import dist
+from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.models.base import PretrainingModel, as_views
 
 Scale = Callable[[Tensor], Tensor]
@@ -39,6 +40,8 @@ def backward(
         What the model's `score` gives, `loss` detached, for the whole batch.
     """
     model: PretrainingModel = getattr(wrapped, "module", wrapped)  # type: ignore
+    if "images" not in batch:
+        raise UserError("dataset: its samples have no images; take a proto that has them")
     images: Tensor = batch["images"]
     pieces = _pieces(images, chunk)
     if pieces == 1:
@@ -92,13 +95,13 @@ def _cached(
     gradients = [leaf.grad.tensor_split(len(parts)) for leaf in leaves if leaf.grad is not None]
     after = _random_state(parts[0].device)
     for i, part in enumerate(parts):
-        _set_random_state(states[i], part.device)
+        _set_random_state(states[i])
         with _synchronised(wrapped, i == len(parts) - 1):
             with cast():
                 rows = wrapped(part, rows_only=True)
             pairs = zip(rows, gradients, strict=True)
             torch.stack([(row.to(g[i].dtype) * g[i]).sum() for row, g in pairs]).sum().backward()
-    _set_random_state(after, parts[0].device)
+    _set_random_state(after)
     return {**_detached(out), "visual": leaves[0].detach()}
 
 
@@ -130,13 +133,14 @@ def _still_statistics(model: nn.Module) -> Iterator[None]:
             norm.momentum = momentum
 
 
-def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    return torch.get_rng_state(), torch.cuda.get_rng_state(
-        device
-    ) if device.type == "cuda" else None
+def _random_state(device: torch.device) -> dict[str, Tensor]:
+    """The generators that a forward pass on `device` draws from."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type in ("cuda", "mps"):
+        state[device.type] = getattr(torch, device.type).get_rng_state()
+    return state
 
 
-def _set_random_state(state: tuple[Tensor, Tensor | None], device: torch.device) -> None:
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state(state[1], device)
+def _set_random_state(state: dict[str, Tensor]) -> None:
+    for kind, value in state.items():
+        (torch if kind == "cpu" else getattr(torch, kind)).set_rng_state(value)

@@ -10,11 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from vilmedic_ssl import console
+from vilmedic_ssl import console, metrics
 from vilmedic_ssl.errors import Diverged
 
 # A unit vector with D independent coordinates has a standard deviation of 1 / sqrt(D) per
@@ -40,19 +38,13 @@ def check_finite(loss: Tensor, ids: list[str], *, epoch: int, step: int) -> floa
     return value
 
 
-@torch.no_grad()
 def embedding_health(rows_ND: Tensor) -> dict[str, float]:
-    """`std`: mean coordinate deviation of unit rows times sqrt(D), 1 = spread evenly, 0 =
-    collapsed; `rank`: effective rank, the exponential of the entropy of the normalised singular
-    values (Roy and Vetterli 2007)."""
-    z_ND = F.normalize(rows_ND.float(), dim=1)
-    centred_ND = z_ND - z_ND.mean(0)
-    std = float(centred_ND.std(0, unbiased=False).mean() * math.sqrt(z_ND.shape[1]))
-    values = torch.linalg.svdvals(centred_ND.cpu())
-    if float(values.sum()) == 0:
-        return {"std": 0.0, "rank": 1.0}
-    p = values / values.sum()
-    return {"std": std, "rank": float(torch.exp(-(p * p.clamp_min(1e-12).log()).sum()))}
+    """`std`: feature_std of the rows times sqrt(D), 1 = spread evenly, 0 = collapsed; `rank`:
+    effective_rank of the rows. Both as in `vilmedic_ssl.metrics`.
+    """
+    rows = rows_ND.detach().float().cpu().numpy()
+    std = metrics.feature_std(rows) * math.sqrt(rows.shape[1])
+    return {"std": std, "rank": metrics.effective_rank(rows)}
 
 
 class CollapseMonitor:

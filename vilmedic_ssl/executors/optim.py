@@ -113,7 +113,9 @@ def build_optimizer(
             f"trainor.optim_params.lr: {lr!r}; write a positive number, for example 1e-3"
         )
     keys = {k: tuple(v) if isinstance(v, list) else v for k, v in keys.items()}
-    groups = parameter_groups(model, keys.get("weight_decay", 0.0))
+    default = inspect.signature(known[name]).parameters.get("weight_decay")
+    decay = keys.get("weight_decay", default.default if default else 0.0)
+    groups = parameter_groups(model, decay)
     if not groups:
         raise ConfigError(
             "model: every parameter is frozen, so there is nothing to train; set freeze: false "

@@ -89,7 +89,7 @@ class Log:
         """One record; numbers also become TensorBoard scalars."""
         if self._file is None:
             return
-        values = {k: None if v != v else v for k, v in values.items()}  # NaN is not JSON
+        values = _without_nan(values)
         record = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
@@ -103,6 +103,13 @@ class Log:
             self._file.close()
         if self._board is not None:
             self._board.close()
+
+
+def _without_nan(value: Any) -> Any:
+    """NaN is not JSON; null is."""
+    if isinstance(value, dict):
+        return {k: _without_nan(v) for k, v in value.items()}
+    return None if value != value else value
 
 
 def _tensorboard(run: Run) -> Any:

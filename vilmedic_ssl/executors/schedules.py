@@ -82,6 +82,8 @@ def step(clock: Clock, *, step_size: int = 30, gamma: float = 0.1) -> float:
         step_size: epochs between two drops.
         gamma: factor per drop.
     """
+    if step_size < 1:
+        raise ConfigError(f"trainor.lr_decay_params.step_size: {step_size}; write 1 or more")
     return gamma ** (clock.epoch // step_size)
 
 
@@ -132,8 +134,6 @@ def plateau(
 SCHEDULES: dict[str, Callable[..., float]] = {
     "constant": constant,
     "warmup_cosine": warmup_cosine,
-    "LinearWarmupCosineAnnealingLR": warmup_cosine,
-    "CosineAnnealingLR": warmup_cosine,
     "multiplicative": multiplicative,
     "ExponentialLR": multiplicative,
     "step": step,
@@ -155,13 +155,16 @@ def find_schedule(name: str) -> Callable[..., float]:
 
 
 def improves(score: float, best: float | None, lower: bool) -> bool:
-    """True when a score is strictly better than the best before it."""
+    """True when a score is strictly better than the best before it; NaN never is."""
+    if math.isnan(score):
+        return False
     return best is None or (score < best if lower else score > best)
 
 
 def best_of(scores: Sequence[float], lower: bool) -> float | None:
     """The best score so far, None before the first."""
-    return (min if lower else max)(scores) if scores else None
+    known = [score for score in scores if not math.isnan(score)]
+    return (min if lower else max)(known) if known else None
 
 
 def stale(scores: Sequence[float], lower: bool) -> int:

@@ -91,6 +91,8 @@ class TrainorSettings:
             save_every=self.save_every,
             log_every=self.log_every,
         )
+        if (self.early_stop or 0) < 0:
+            raise ConfigError(f"trainor.early_stop: {self.early_stop}; write 0 (never) or more")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ConfigError(
                 f"trainor.ema: {self.ema}; write a decay between 0 and 1, for example 0.999"
@@ -115,6 +117,8 @@ class ValidatorSettings:
 
     def __post_init__(self) -> None:
         _positive("validator", batch_size=self.batch_size)
+        if not self.splits:
+            raise ConfigError("validator.splits: name one split at least")
 
 
 @dataclass(frozen=True, kw_only=True)

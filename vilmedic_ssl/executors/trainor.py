@@ -128,20 +128,27 @@ class Trainor:
                     "restore the data, or start a new run under another name"
                 )
         checkpoint.load_weights(self.model, content["model"], source)
-        if self.ema and content["ema"]:
-            checkpoint.load_weights(self.ema.model, content["ema"], source)
-        then = content["config"]["trainor"]["optimizer"]
-        if then != self.settings.optimizer:
-            raise UserError(
-                f"{source} was trained with {then}, and its state does not fit "
-                f"{self.settings.optimizer}; write trainor.optimizer={then}"
-            )
+        if self.ema:
+            checkpoint.load_weights(self.ema.model, content["ema"] or content["model"], source)
+        then, now = content["config"]["trainor"], self.config["trainor"]
+        for key in ("optimizer", "early_stop_metric", "batch_size", "grad_accu", "drop_last"):
+            if then[key] != now[key]:
+                raise UserError(
+                    f"{source} was trained with {then[key]} as trainor.{key}, which its state "
+                    f"depends on; write trainor.{key}={then[key]}"
+                )
         # The state is the checkpoint's, the arguments (lr, weight decay ...) are this config's.
         arguments = [{k: v for k, v in g.items() if k != "params"} for g in self._groups]
-        self.optimizer.load_state_dict(content["optimizer"])
+        try:
+            self.optimizer.load_state_dict(content["optimizer"])
+        except ValueError as error:
+            raise UserError(
+                f"{source}: its optimizer state does not fit ({error}); keep `freeze` as it was"
+            ) from error
         for group, keys in zip(self._groups, arguments, strict=True):
             group.update(keys)
-        self.scaler.load_state_dict(content["scaler"])
+        if content["scaler"]:
+            self.scaler.load_state_dict(content["scaler"])
         self.progress = Progress(**content["progress"])
         states = content["random"]
         checkpoint.set_random_state(states[dist.rank() % len(states)])
@@ -182,6 +189,8 @@ class Trainor:
             self._step(batch, waited, log)
             bar.note(self._line())
             bar.advance()
+            if at.position >= self.epoch_steps or at.step >= self.total_steps:
+                break  # scored and saved below
             if (
                 settings.eval_every_steps
                 and at.step % settings.eval_every_steps == 0
@@ -199,8 +208,9 @@ class Trainor:
             and at.epoch % settings.eval_every == 0
         )
         ends = at.step >= self.total_steps and at.epoch >= settings.eval_start
-        scored = bool(settings.eval_every_steps) and at.step % (settings.eval_every_steps or 1) == 0
-        name = self._evaluate(log) if (whole and due) or (ends and not scored) else None
+        stepwise = settings.eval_every_steps and at.step % settings.eval_every_steps == 0
+        stepwise = stepwise and at.epoch >= settings.eval_start
+        name = self._evaluate(log) if (whole and due) or ends or stepwise else None
         if whole:
             at.epoch, at.position, at.losses, at.chances, at.batches = at.epoch + 1, 0, 0.0, 0.0, 0
         self.save(name)
@@ -255,6 +265,8 @@ class Trainor:
         scored = self.ema.model if self.ema else self.model
         scores = self.validator(scored, self.cast)  # type: ignore[arg-type]
         chance = scores.pop("chance")
+        found = torch.tensor(scores["validation_loss"])
+        health.check_finite(found, ["the validation splits"], epoch=at.epoch, step=at.step)
         scores["training_loss"] = at.losses / max(1, at.batches)
         score = scores[LOSSES.get(settings.early_stop_metric, settings.early_stop_metric)]
         best = best_of(at.scores, at.lower_is_better)
@@ -324,6 +336,8 @@ class Trainor:
         """SIGTERM and Ctrl-C set a flag that is looked at after each step; returns the way back."""
 
         def note(number: int, frame: Any) -> None:
+            if self.stop_signal is not None:
+                raise KeyboardInterrupt  # asked twice: something hangs
             self.stop_signal = number
 
         try:
@@ -345,6 +359,7 @@ class Trainor:
             asked = float(dist.total(torch.tensor(asked, device=self.device)))
         if asked:
             self.save()
+            dist.gather_objects(None)  # all wait until the file is whole
             raise Interrupted(f"interrupted; saved {self.run.last}, continue with ckpt=last")
 
 
@@ -355,14 +370,18 @@ def amp_dtype(settings: TrainorSettings, device: torch.device) -> torch.dtype | 
     off there.
 
     Raises:
-        ConfigError: fp16 on a CPU, which has no gradient scaler.
+        ConfigError: fp16 elsewhere than on cuda, where there is no gradient scaler.
     """
-    if settings.amp_dtype == "fp16" and device.type == "cpu":
-        raise ConfigError("trainor.amp_dtype: fp16 needs a GPU; write bf16 or null")
+    if settings.amp_dtype == "fp16" and device.type != "cuda":
+        raise ConfigError("trainor.amp_dtype: fp16 needs cuda; write bf16 or null")
     if settings.amp_dtype:
         return {"bf16": torch.bfloat16, "fp16": torch.float16}[settings.amp_dtype]
     if settings.use_amp and device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return (
+            torch.bfloat16
+            if torch.cuda.is_bf16_supported(including_emulation=False)
+            else torch.float16
+        )
     if settings.use_amp:
         console.say(
             f"use_amp: full precision on {device.type}, which gains nothing from mixed precision"

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from vilmedic_ssl import dist
+from vilmedic_ssl import dist, metrics
 from vilmedic_ssl.data.loader import Loader
 from vilmedic_ssl.errors import ConfigError, UserError
-from vilmedic_ssl.executors.health import embedding_health
+from vilmedic_ssl.metrics.knn import neighbours
 from vilmedic_ssl.models.base import PretrainingModel
 from vilmedic_ssl.registry import closest
 
@@ -24,47 +24,37 @@ LOSSES = {
 }
 
 
-def _alignment(a_ND: Tensor, b_ND: Tensor, labels: Tensor | None) -> float:
-    """Mean squared distance of the two views (Wang and Isola 2020)."""
-    return float((F.normalize(a_ND) - F.normalize(b_ND)).square().sum(1).mean())
-
-
-def _uniformity(a_ND: Tensor, b_ND: Tensor, labels: Tensor | None) -> float:
-    """Log of the mean Gaussian potential exp(-2 d^2) between images (Wang and Isola 2020)."""
-    return float(torch.pdist(F.normalize(a_ND)).square().mul(-2).exp().mean().log())
-
-
-def _top1(a_ND: Tensor, b_ND: Tensor, labels: Tensor | None) -> float:
+def _top1(a_ND: np.ndarray, b_ND: np.ndarray, labels: np.ndarray | None) -> float:
     """Share of first views whose nearest second view is their own."""
-    nearest = (F.normalize(a_ND) @ F.normalize(b_ND).T).argmax(1)
-    return float((nearest == torch.arange(len(a_ND), device=nearest.device)).float().mean())
+    nearest, _ = neighbours(a_ND, b_ND, k=1)
+    return float((nearest[:, 0] == np.arange(len(a_ND))).mean())
 
 
-def _knn(a_ND: Tensor, b_ND: Tensor, labels: Tensor | None) -> float:
+def _knn(a_ND: np.ndarray, b_ND: np.ndarray, labels: np.ndarray | None) -> float:
     """Leave-one-out accuracy of 20 cosine neighbours weighted exp(s / 0.07), on single labels."""
     assert labels is not None
-    similarity = F.normalize(a_ND) @ F.normalize(a_ND).T
-    weight, nearest = similarity.fill_diagonal_(-torch.inf).topk(min(20, len(a_ND) - 1))
-    votes = torch.zeros(len(a_ND), int(labels.max()) + 1, device=a_ND.device)
-    votes.scatter_add_(1, labels[nearest], (weight / 0.07).softmax(1))
-    return float((votes.argmax(1) == labels).float().mean())
+    own = np.arange(len(a_ND))
+    near_NK, cos_NK = neighbours(a_ND, a_ND, k=20, query_groups=own, bank_groups=own)
+    votes_NC = np.zeros((len(a_ND), int(labels.max()) + 1))
+    np.add.at(votes_NC, (own[:, None], labels[near_NK]), np.exp(cos_NK / 0.07))
+    return float((votes_NC.argmax(1) == labels).mean())
 
 
 @dataclass(frozen=True)
 class Metric:
     """A number from both views' embeddings and the labels, and its right direction."""
 
-    score: Callable[[Tensor, Tensor, Tensor | None], float]
+    score: Callable[[np.ndarray, np.ndarray, np.ndarray | None], float]
     lower_is_better: bool
 
 
 METRICS = {
     "knn": Metric(_knn, False),
     "top1": Metric(_top1, False),
-    "effective_rank": Metric(lambda a, b, y: embedding_health(a)["rank"], False),
-    "feature_std": Metric(lambda a, b, y: embedding_health(a)["std"], False),
-    "alignment": Metric(_alignment, True),
-    "uniformity": Metric(_uniformity, True),
+    "effective_rank": Metric(lambda a, b, y: metrics.effective_rank(a), False),
+    "feature_std": Metric(lambda a, b, y: metrics.feature_std(a), False),
+    "alignment": Metric(lambda a, b, y: metrics.alignment(a, b), True),
+    "uniformity": Metric(lambda a, b, y: metrics.uniformity(a), True),
 }
 
 
@@ -93,14 +83,14 @@ class Validator:
 
     Args:
         loaders: per split; their datasets give the same random views at every evaluation.
-        metrics: names in METRICS.
+        names: of METRICS.
     """
 
-    def __init__(self, loaders: dict[str, Loader], metrics: list[str], device: torch.device):
-        self.loaders, self.metrics, self.device = loaders, metrics, device
+    def __init__(self, loaders: dict[str, Loader], names: list[str], device: torch.device):
+        self.loaders, self.names, self.device = loaders, names, device
         for split, loader in loaders.items():
             labels = loader.dataset.labels
-            if "knn" in metrics and (labels is None or labels.ndim != 1):
+            if "knn" in names and (labels is None or labels.ndim != 1):
                 raise UserError(
                     f"validator.metrics: knn needs one class per image, which split {split!r} does "
                     "not have; take knn out, or name one with dataset.label"
@@ -134,14 +124,15 @@ class Validator:
             totals["validation_loss"] += float(out["loss"]) * n
             totals["chance"] += out.get("chance", float("nan")) * n
             images += n
-            if self.metrics:
+            if self.names:
                 labels = [dist.gather(batch["labels"])] if "labels" in batch else []
                 kept.append([dist.gather(rows[0].float()), dist.gather(rows[-1].float()), *labels])
         scores = {name: value / images for name, value in totals.items()}
-        if self.metrics:
-            first, second, *labels = [torch.cat(parts) for parts in zip(*kept, strict=True)]
-            for name in self.metrics:
-                scores[name] = METRICS[name].score(first, second, labels[0] if labels else None)
+        if self.names:
+            joined = [torch.cat(parts).cpu().numpy() for parts in zip(*kept, strict=True)]
+            first, second, *known = joined
+            for name in self.names:
+                scores[name] = METRICS[name].score(first, second, known[0] if known else None)
         return scores
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 
 class WeightAverage:
-    """A float32-or-wider copy of a model that follows it: average <- decay * average + (1 - decay)
+    """A copy of a model that follows it: average <- decay * average + (1 - decay)
     * model.
 
     Buffers (batch-norm statistics) are copied, not averaged: they are running averages already.

@@ -70,7 +70,10 @@ class VisualEncoder(nn.Module):
         if self.output_layer == WHOLE:
             return int(self.net.num_classes)
         if self.output_layer in (POOLED, UNPOOLED):
-            return int(self.net.num_features)
+            width = self.net.num_features
+            if self.output_layer == POOLED:  # some networks widen behind the pooling
+                width = getattr(self.net, "head_hidden_size", None) or width
+            return int(width)
         stages = {info["module"]: info["num_chs"] for info in getattr(self.net, "feature_info", [])}
         children = dict(self.net.named_children())
         if (
@@ -106,17 +109,26 @@ class VisualEncoder(nn.Module):
                 f"{self.in_chans}; "
                 "write model.cnn.in_chans=3, or read the images as grey"
             )
-        if self.output_layer == POOLED:
-            x = self.net.forward_head(self.net.forward_features(images_BCHW), pre_logits=True)
-        elif self.output_layer == UNPOOLED:
-            x = self.net.forward_features(images_BCHW)
-        else:
-            x = self.net(images_BCHW)
+        try:
+            x = self._features(images_BCHW)
+        except AssertionError as error:  # how timm refuses an image size
+            raise UserError(
+                f"model.cnn: {error}; set the crop of the dataset, or cnn.options.img_size"
+            ) from error
         return self._arrange(self.dropout(x))
+
+    def _features(self, images_BCHW: Tensor) -> Tensor:
+        if self.output_layer == POOLED:
+            return self.net.forward_head(self.net.forward_features(images_BCHW), pre_logits=True)
+        if self.output_layer == UNPOOLED:
+            return self.net.forward_features(images_BCHW)
+        return self.net(images_BCHW)
 
     def _arrange(self, x: Tensor) -> Tensor:
         if self.permute == "no_permute":
             return x[:, :, None, None] if x.dim() == 2 else x
+        if x.dim() == 4 and getattr(self.net, "output_fmt", "NCHW") == "NHWC":
+            x = x.permute(0, 3, 1, 2)
         if x.dim() == 4:
             x = x.flatten(2).transpose(1, 2)
         elif x.dim() == 2:

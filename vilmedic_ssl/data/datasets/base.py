@@ -151,6 +151,28 @@ class ImageFiles:
             ) from error
 
 
+def channels_owner(node: Any) -> Any:
+    """The part of a dataset node that holds the `channels` key, or None."""
+    for key in ("image", "transform"):
+        if isinstance(node.get(key), dict):
+            return channels_owner(node[key])
+    return node if "channels" in node else None
+
+
+def pin_channels(node: Any, files: ImageFiles | None) -> None:
+    """Write what `channels: auto` came to into a dataset node, for splits and runs to come."""
+    owner = channels_owner(node)
+    if owner is not None and files is not None:
+        owner["channels"] = files.mode
+
+
+def take_channels(node: Any, trained: Any) -> None:
+    """`channels: auto` means what it meant in training."""
+    owner, then = channels_owner(node), channels_owner(trained)
+    if owner is not None and then is not None and owner["channels"] == "auto":
+        owner["channels"] = then["channels"]
+
+
 class ImageRecords(MedicalDataset):
     """A dataset of image files."""
 

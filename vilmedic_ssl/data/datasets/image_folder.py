@@ -95,8 +95,9 @@ class ImageFolder(ImageRecords):
 
     def _class_names(self) -> list[str]:
         """The class folders of every split, so that numbers agree between splits."""
-        folders = {self._folder(split) for split in (TRAIN, VALIDATE, TEST, self.split)} - {None}
-        return sorted({name for base in folders or {self.root} for _, name in self._files(base)})
+        named = (TRAIN, VALIDATE, TEST, self.split) if self._folder(TRAIN) else ()
+        folders = {self._folder(split) for split in named} - {None} or {self.root}
+        return sorted({name for base in folders for _, name in self._files(base)})
 
     def _images(self, base: Path | None) -> list[tuple[Path, str]]:
         """The files of the classes asked for."""

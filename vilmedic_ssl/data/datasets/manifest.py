@@ -34,10 +34,8 @@ def read_table(path: str | Path) -> list[Row]:
         )
     if path.suffix == ".parquet":
         table = require("pyarrow.parquet", extra="scale").read_table(path).to_pylist()
-        return [
-            {key: "" if value is None else str(value) for key, value in row.items()}
-            for row in table
-        ]
+        rows = [{k: "" if v is None else str(v) for k, v in row.items()} for row in table]
+        return _not_empty(rows, path)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
@@ -48,9 +46,14 @@ def read_table(path: str | Path) -> list[Row]:
             raise UserError(
                 f"{path}, line {number}: not as many values as column names; quote commas in texts"
             )
+    rows = [{(key or "").strip(): value.strip() for key, value in row.items()} for row in rows]
+    return _not_empty(rows, path)
+
+
+def _not_empty(rows: list[Row], path: Path) -> list[Row]:
     if not rows:
         raise UserError(f"{path} has no rows; write one per image below the column names")
-    return [{(key or "").strip(): value.strip() for key, value in row.items()} for row in rows]
+    return rows
 
 
 @proto
@@ -92,6 +95,11 @@ class Manifest(ImageRecords):
                 raise UserError(f"{manifest} has no column {column!r}; {closest(column, columns)}")
         if labels and label:
             raise ConfigError("dataset.labels and dataset.label exclude each other; keep one")
+        for key, policy in (("uncertain", uncertain), ("blank", blank)):
+            for column in policy if isinstance(policy, dict) else ():
+                if column not in labels:
+                    hint = closest(column, labels)
+                    raise ConfigError(f"dataset.{key}: {column!r} is no column of labels; {hint}")
         if "split" not in columns:
             table = split_patients(table, fractions=fractions)
         kept = [row for row in table if all(_keeps(row[c], wanted) for c, wanted in filter.items())]
@@ -117,6 +125,11 @@ class Manifest(ImageRecords):
             cells = [[self._cell(row, c, uncertain, blank) for c in labels] for row in rows]
             self.labels = np.array(cells, dtype=np.float32)
         elif label:
+            nameless = [row["path"] for row in kept if not row[label]]
+            if nameless:
+                raise UserError(
+                    f"{manifest}, {nameless[0]}: {label} is blank; filter such rows out"
+                )
             self.label_names = sorted({row[label] for row in kept})
             number = {name: i for i, name in enumerate(self.label_names)}
             self.labels = np.array([number[row[label]] for row in rows], dtype=np.int64)
@@ -138,8 +151,8 @@ class Manifest(ImageRecords):
             raise UserError(
                 f"{self.where}, {row['path']}: {column} is {text!r}; write 1, 0, -1 or nothing"
             )
-        policy = blank if value is None else uncertain
-        return VALUE[policy.get(column, "ignore") if isinstance(policy, dict) else policy]
+        policy, default = (blank, "negative") if value is None else (uncertain, "ignore")
+        return VALUE[policy.get(column, default) if isinstance(policy, dict) else policy]
 
     def item(self, index: int, seed: int) -> dict[str, Any]:
         return {**super().item(index, seed), "text": self.reports[index]}

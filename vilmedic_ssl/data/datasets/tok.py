@@ -146,7 +146,7 @@ class TextDataset(MedicalDataset):
 
         self.split, self.max_len = context.split, tokenizer_max_len
         self.texts = [" ".join(line.split()) for line in read_lines(root, context.split, file)]
-        self.ids = [str(i) for i in range(len(self.texts))]
+        self.ids = [f"{context.split}:{i}" for i in range(len(self.texts))]
         if tokenizer is not None:
             self.tokenizer = load_tokenizer(tokenizer)
         else:
@@ -193,7 +193,7 @@ class LabelDataset(MedicalDataset):
         self.label_names = (
             _fixed(label_file) if label_file else sorted({n for names in known for n in names})
         )
-        self.ids = [str(i) for i in range(len(named))]
+        self.ids = [f"{context.split}:{i}" for i in range(len(named))]
         number = {name: i for i, name in enumerate(self.label_names)}
         for line, names in enumerate(named, start=1):
             unknown = [name for name in names if name not in number]
