@@ -307,3 +307,9 @@ def test_a_plugin_that_is_not_there(modules, words):
     with pytest.raises(ConfigError, match=words) as caught:
         check({**plain(load_config(CONFIG)), "plugins": modules})
     assert str(caught.value).startswith("plugins")
+
+
+def test_a_key_and_its_alias_exclude_each_other():
+    node = {"custom_transform_validate": "evaluate", "custom_transform_val": "simclr"}
+    with pytest.raises(ConfigError, match="custom_transform_validate: given twice"):
+        complete({"root": "r", "file": "f", **node}, find("ImageDataset"), "dataset")

@@ -331,12 +331,16 @@ def _features(
         checkpoint.load_weights(model, content["ema"] or content["model"], path)
         models.append(model.to(device).eval())
 
+    def dataset(split: str) -> Any:
+        context = Context(split=split, run_dir=experiment.folder)
+        return build(node["dataset"], context, where="dataset")
+
     def untrained() -> PretrainingModel:
         checkpoint.seed_everything(contents[0]["seed"])
         return _model(node, pretrained=False).to(device).eval()
 
     return Features(
-        lambda context: build(node["dataset"], context, where="dataset"),
+        dataset,
         models,
         untrained,
         splits=list(experiment.ensemblor.splits),
@@ -345,5 +349,4 @@ def _features(
         batch_size=experiment.ensemblor.batch_size,
         workers=experiment.workers,
         device=device,
-        context=Context(split="", run_dir=experiment.folder),
     )

@@ -73,6 +73,8 @@ def complete(node: Any, obj: Callable[..., Any], where: str) -> dict[str, Any]:
             raise ConfigError(f"{path}: this key must be given, write {path}=...")
         if name == "proto" and value is None:
             continue
+        if name in result:
+            raise ConfigError(f"{path}: given twice, also as {given!r}; keep one")
         if name == "proto" and find(value, where=path) is obj:
             result[name] = value
         elif name not in keys:

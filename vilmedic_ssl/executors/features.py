@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from vilmedic_ssl import console
-from vilmedic_ssl.data.datasets.base import Context, MedicalDataset
+from vilmedic_ssl.data.datasets.base import MedicalDataset
 from vilmedic_ssl.data.loader import EpochBatches, Loader
 from vilmedic_ssl.errors import MissingSplit
 from vilmedic_ssl.executors.validator import to_device
@@ -56,7 +56,7 @@ class Features:
 
     def __init__(
         self,
-        make_dataset: Callable[[Context], MedicalDataset],
+        make_dataset: Callable[[str], MedicalDataset],
         models: list[PretrainingModel],
         untrained: Callable[[], PretrainingModel],
         *,
@@ -66,12 +66,10 @@ class Features:
         batch_size: int,
         workers: int,
         device: torch.device,
-        context: Context,
     ):
         self.splits, self.tag, self.seed = splits, tag, seed
         self._make_dataset, self._models, self._untrained = make_dataset, models, untrained
         self._batch_size, self._workers, self._device = batch_size, workers, device
-        self._context = context
         self._datasets: dict[str, MedicalDataset] = {}
         self._kept: dict[tuple[str, Source], SplitFeatures] = {}
 
@@ -90,8 +88,7 @@ class Features:
             MissingSplit: the data has no such split.
         """
         if split not in self._datasets:
-            context = Context(split=split, run_dir=self._context.run_dir)
-            self._datasets[split] = self._make_dataset(context)
+            self._datasets[split] = self._make_dataset(split)
         return self._datasets[split]
 
     def get(self, split: str, source: Source = "model") -> SplitFeatures:
@@ -106,9 +103,7 @@ class Features:
 
     def _extract(self, split: str, source: Source) -> None:
         dataset = self.dataset(split)
-        models = {"model": self._models, "pixels": []}.get(source)
-        if models is None:
-            models = [self._untrained()]
+        models = [self._untrained()] if source == "random_init" else self._models
         loader = self._loader(dataset)
         parts: list[dict[str, torch.Tensor]] = []
         bar = console.Bar(len(loader), desc=f"{split}, {source}", unit="batch")
