@@ -182,6 +182,8 @@ def train(config: Mapping[str, Any]) -> Path:
         console.say(
             f"resumed from {source}: epoch {at.epoch}, step {at.step} of {trainor.total_steps}"
         )
+        if at.step >= trainor.total_steps:
+            console.say("already finished; raise trainor.epochs or max_steps to go on")
     dist.on_main(lambda: checkpoint.remove(old))
     run.save_config(kept)
     trainor.fit()
@@ -241,11 +243,18 @@ def _loaders(
             rank=dist.rank(),
             ranks=ranks,
         )
-        console.say(f"{split}: {len(dataset):,} images, {len(sampler)} batches of up to {size}")
+        groups = f" of {len(set(dataset.patients)):,} patients" if dataset.patients else ""
+        console.say(
+            f"{split}: {len(dataset):,} images{groups}, {len(sampler)} batches of up to {size}"
+        )
         workers = experiment.workers if training else min(1, experiment.workers)
         return Loader(dataset, sampler, workers=workers, pin_memory=pin)
 
     train_loader = loader("train", settings.batch_size * settings.grad_accu, training=True)
+    if train_loader.dataset.patients is None:
+        console.say(
+            "patients are unknown: intervals will be over images, and splits made from them"
+        )
     pin_channels(node["dataset"], getattr(train_loader.dataset, "files", None))
     size = experiment.validator.batch_size or settings.batch_size
     splits = dict.fromkeys(experiment.validator.splits)
@@ -263,6 +272,7 @@ def ensemble(config: Mapping[str, Any]) -> dict[str, float]:
     from vilmedic_ssl.executors import checkpoint
     from vilmedic_ssl.executors.ensemblor import (
         choose_checkpoints,
+        headline,
         refuse_leaks,
         run_plugins,
         write_results,
@@ -290,6 +300,9 @@ def ensemble(config: Mapping[str, Any]) -> dict[str, float]:
         console.say(f"{split}: {len(features.dataset(split)):,} images")
     for content, path in zip(contents, files, strict=True):
         refuse_leaks(content["trained_on"], features, path)
+    if settings.post_processing:  # an unreadable image ends here, not in every plug-in
+        for split in settings.splits:
+            features.get(split)
     outcome = run_plugins(settings, features, folder / "post_processing")
     metric = contents[0]["config"]["trainor"]["early_stop_metric"]
     if files[0] in checkpoint.best_files(folder) and metric != "training_loss":
@@ -306,6 +319,8 @@ def ensemble(config: Mapping[str, Any]) -> dict[str, float]:
         checkpoints=[path.name for path in files],
         failures=outcome.failures,
     )
+    if table := headline(outcome.results):
+        console.result(table)
     console.say(f"results {folder / 'results.json'}")
     console.result(f"report {report}")
     return outcome.results

@@ -124,13 +124,13 @@ def _health(log: Sequence[Record]) -> tuple[str, Any] | None:
 
 
 def _validation(log: Sequence[Record]) -> tuple[str, Any] | None:
-    """Scores other than the loss, for example a kNN monitor."""
+    """Scores on the scale from 0 to 1, for example a kNN monitor."""
     names = dict.fromkeys(
         n
         for r in log
         if r.get("kind") == "eval"
         for n in r.get("scores") or {}
-        if n != "validation_loss"
+        if n not in ("validation_loss", "training_loss", "effective_rank")
     )
     lines = [(name, *_scores(log, name)) for name in list(names)[:3]]
     lines = [line for line in lines if line[1]]

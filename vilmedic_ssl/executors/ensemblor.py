@@ -83,8 +83,8 @@ def refuse_leaks(trained_on: torch.Tensor, features: Features, source: Path) -> 
         if seen and not split.startswith("train"):
             raise Leak(
                 f"{seen} of {len(members)} images of split {split!r} are among those {source.name} "
-                "was trained on; give the `dataset` keys of the training, which stand in the "
-                "config_<seed>.yml beside the checkpoint"
+                "was trained on; give the `dataset` keys of the training, or "
+                f"{source.parent}/config_<seed>.yml as the config"
             )
 
 
@@ -113,6 +113,30 @@ def run_plugins(settings: EnsemblorSettings, features: Features, out: Path) -> O
                 f"{out / f'{name}_error.txt'}"
             )
     return outcome
+
+
+def headline(results: dict[str, float]) -> str:
+    """The scores of judged encoders beside their reference rows, with intervals; "" for none."""
+    references = ("", "random_init/", "pixels/")
+    rows = []
+    for name in results:
+        split, _, rest = name.partition("/")
+        plugin, _, metric = rest.partition("/")
+        if metric not in ("accuracy", "auroc") or split == "validate":
+            continue
+        cells = [
+            _cell(results, f"{split}/{plugin}/{reference}{metric}") for reference in references
+        ]
+        rows.append((f"{split} {plugin} {metric}", *cells))
+    return console.table(("score", "model", "random init", "raw pixels"), rows) if rows else ""
+
+
+def _cell(results: dict[str, float], name: str) -> str:
+    if name not in results:
+        return ""
+    low, high = results.get(f"{name}/low"), results.get(f"{name}/high")
+    interval = f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
+    return f"{results[name]:.3f}{interval}"
 
 
 def write_results(folder: Path, results: dict[str, float]) -> Path:

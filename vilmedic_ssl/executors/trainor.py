@@ -124,8 +124,8 @@ class Trainor:
             if self.data.get(split, fingerprint) != fingerprint:
                 raise UserError(
                     f"{source}: the {split} split was another one then (hash {fingerprint}, now "
-                    f"{self.data[split]}); "
-                    "restore the data, or start a new run under another name"
+                    f"{self.data[split]}); give the dataset keys of {self.run.config_file}, "
+                    "restore the files, or start a new run under another name"
                 )
         checkpoint.load_weights(self.model, content["model"], source)
         if self.ema:
@@ -273,10 +273,12 @@ class Trainor:
         at.remember(score, scores["training_loss"])
         log.write("eval", at.step, epoch=at.epoch, chance=chance, scores=scores)
         told = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        if math.isfinite(chance):
+            told = told.replace(",", f" (chance {chance:.2f}),", 1)
         waits = stale(at.since(settings.early_stop_start), at.lower_is_better)
-        console.say(
-            f"evaluation at epoch {at.epoch}, step {at.step}: {told}; {waits} without improvement"
-        )
+        metric = settings.early_stop_metric
+        since = f"{waits} evaluations since the best {metric}" if waits else f"best {metric} so far"
+        console.say(f"evaluation at epoch {at.epoch}, step {at.step}: {told}; {since}")
         if improves(score, best, at.lower_is_better):
             name = checkpoint.name_of(score, at.epoch, self.run.seed)
             if settings.eval_every_steps:
