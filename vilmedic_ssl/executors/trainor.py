@@ -368,8 +368,7 @@ class Trainor:
 def amp_dtype(settings: TrainorSettings, device: torch.device) -> torch.dtype | None:
     """The autocast type, None for full precision: on request, and where the device gains from it.
 
-    bf16 autocast is 10 to 25 % slower on CPUs without matrix units, so `use_amp` alone leaves it
-    off there.
+    bf16 autocast makes CPUs without matrix units slower, so `use_amp` alone leaves it off there.
 
     Raises:
         ConfigError: fp16 elsewhere than on cuda, where there is no gradient scaler.
