@@ -4,21 +4,25 @@ VENV := .venv
 PY := $(VENV)/bin/python
 DONE := $(VENV)/.installed
 
-.PHONY: demo test test-all lint install clean
+.PHONY: demo test test-all lint docs install clean
 
 demo: install
 	$(PY) bin/demo.py
 
-test: lint
+test: lint docs
 	$(PY) -m pytest -m "not slow"
 
-test-all: lint
+test-all: lint docs
 	$(PY) -m pytest
 
 lint: install
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+# Every warning is an error: broken links and anchors, pages in no menu, unreadable blocks.
+docs: install
+	$(PY) -m sphinx -q -n -W --keep-going -b html -d build/doctrees docs site
 
 install: $(DONE)
 
@@ -30,4 +34,4 @@ $(DONE): setup.cfg pyproject.toml constraints.txt
 	@touch $(DONE)
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) build site *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -3,7 +3,6 @@
 import dataclasses
 import inspect
 import json
-import re
 import sys
 import typing
 from pathlib import Path
@@ -12,19 +11,13 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
+from vilmedic_ssl.describe import meanings  # noqa: E402
 from vilmedic_ssl.executors.schedules import SCHEDULES  # noqa: E402
 from vilmedic_ssl.experiment import Experiment  # noqa: E402
 from vilmedic_ssl.registry import FOLDERS, find, protos  # noqa: E402
 from vilmedic_ssl.schema import REQUIRED, Key, schema, spell  # noqa: E402
 
 PAGE = REPOSITORY / "docs/configuration.md"
-
-
-def described(obj: Any) -> dict[str, str]:
-    """Key -> meaning, from the `Attributes:` or `Args:` section of a docstring."""
-    section = re.split(r"(?m)^(?:Attributes|Args):\n", inspect.getdoc(obj) or "")[-1]
-    entries = re.findall(r"(?m)^ {4}(\w+(?:, \w+)*): (.+(?:\n {8}.+)*)", section.split("\n\n")[0])
-    return {key: escaped(text) for names, text in entries for key in names.split(", ")}
 
 
 def escaped(text: str) -> str:
@@ -49,8 +42,8 @@ def row(name: str, key: Key, meaning: str) -> str:
 
 def section(obj: Any) -> str:
     """Heading, first sentence and key table of one class or function."""
-    meanings, first = described(obj), (inspect.getdoc(obj) or "").split("\n\n")[0]
-    rows = [row(name, key, meanings.get(name, "")) for name, key in schema(obj).items()]
+    told, first = meanings(obj), (inspect.getdoc(obj) or "").split("\n\n")[0]
+    rows = [row(name, key, escaped(told.get(name, ""))) for name, key in schema(obj).items()]
     head = ["| key | type | default | meaning |", "|---|---|---|---|"]
     return "\n".join([f"### {obj.__name__}\n", escaped(first), "", *(head + rows if rows else [])])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,14 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIG = REPOSITORY / "config/SELFSUP/simclr-phantom.yml"
 
 torch.set_num_threads(1)  # the tensors are small: more threads only wait for each other
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nothing a test does touches the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["VILMEDIC_SSL_CACHE"] = str(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

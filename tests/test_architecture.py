@@ -35,6 +35,7 @@ FLOORS = {
     "serve": 4,
     "experiment": 5,
     "auto": 5,
+    "describe": 5,
     "cli": 5,
 }
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "print", "breakpoint"}
@@ -149,7 +150,7 @@ def test_scripts_are_thin(path):
 def test_import_and_help_load_nothing_heavy():
     heavy = "{'torch', 'torchvision', 'timm', 'transformers', 'sklearn', 'matplotlib', 'numpy'}"
     assert fresh(f"import sys, vilmedic_ssl; print({heavy} & set(sys.modules))").strip() == "set()"
-    for verb in ([], ["train"], ["ensemble"], ["download"]):
+    for verb in ([], ["train"], ["ensemble"], ["download"], ["describe"], ["audit"]):
         code = (
             "import sys\nfrom vilmedic_ssl.cli import main\n"
             f"try: main({[*verb, '--help']})\nexcept SystemExit as end: code = end.code\n"

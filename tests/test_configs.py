@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from medmnist_files import write_set
 
 from vilmedic_ssl import config as yaml_config
 from vilmedic_ssl.cli import main
@@ -40,6 +41,10 @@ def data(node, phantom):
     size = ["dataset.transform.resize=32", "dataset.transform.crop=32"]
     if proto == "ImageFolder":
         return [f"dataset.root={by_class(phantom)}", *size]
+    if proto == "MedMNIST":
+        root = phantom.with_name("medmnist")
+        write_set(root, node["dataset"]["name"], counts=(48, 16, 24))
+        return [f"dataset.root={root}"]
     label = (
         "dataset.label=dominant" if node["dataset"].get("label") else f"dataset.labels={FINDINGS}"
     )

@@ -65,15 +65,19 @@ def test_the_comparison_can_fail(single):
 
 
 def test_two_processes_train_what_one_does(tiny, phantom, tmp_path):
-    """The command line under torchrun: one run folder, the same weights up to float32 rounding."""
+    """The command line under torchrun: one run folder, the same weights up to float32 rounding;
+    images from a cache that the first process makes, or from memory.
+    """
     from vilmedic_ssl import load_config, train
     from vilmedic_ssl.executors import checkpoint
 
     config = HERE.parent / "config/SELFSUP/simclr-phantom.yml"
-    sgd = ["trainor.optimizer=SGD", "trainor.optim_params={lr: 0.05}"]
-    # 2e-2 hides nothing: with batch norm per process the difference is 4e-1 of the gradient
+    # Small steps: after large ones a rounding error decides between equal pixels in max pooling.
+    # The tolerance hides nothing: with batch norm per process the difference is 4e-1 of a step.
+    sgd = ["trainor.optimizer=SGD", "trainor.optim_params={lr: 0.005}"]
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [sys.executable, *launch, "bin/train.py", str(config), *tiny("two"), *sgd]
+    cached = ["dataset.transform.load_memory=false", "dataset.transform.cache=true"]
+    command = [sys.executable, *launch, "bin/train.py", str(config), *tiny("two"), *sgd, *cached]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=HERE.parent)
     assert done.returncode == 0, done.stderr
@@ -82,4 +86,4 @@ def test_two_processes_train_what_one_does(tiny, phantom, tmp_path):
     one = checkpoint.read(train(load_config(config, [*tiny("one"), *sgd])) / "last_0.pth")
     assert len(two["random"]) == 2 and two["progress"]["step"] == one["progress"]["step"] == 3
     for name, weight in one["model"].items():
-        torch.testing.assert_close(two["model"][name], weight, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(two["model"][name], weight, rtol=1e-4, atol=1e-5)

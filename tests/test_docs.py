@@ -1,4 +1,4 @@
-"""The documentation against the program: key tables, commands, links, the example of a plug-in."""
+"""The documentation against the program: key tables, names in commands, links, the site."""
 
 from __future__ import annotations
 
@@ -10,33 +10,19 @@ import sys
 from types import ModuleType
 
 import pytest
+import test_docs_commands
 from conftest import REPOSITORY
 
 from vilmedic_ssl import config as yaml_config
-from vilmedic_ssl.cli import main, parser
+from vilmedic_ssl.cli import parser
 from vilmedic_ssl.data.download import RECIPES
+from vilmedic_ssl.describe import meanings
 from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.experiment import check
 from vilmedic_ssl.schema import schema
 
 PAGES = [*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").glob("*.md"))]
 SCRIPTS = {"bin/train.py": "train", "bin/ensemble.py": "ensemble", "data/download.py": "download"}
-PLUGINS = REPOSITORY / "docs/plugins.md"
-
-
-def fences(page, language: str) -> list[str]:
-    """The blocks of code in a page."""
-    return re.findall(rf"(?ms)^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"))
-
-
-def commands(page) -> list[str]:
-    """The command lines of a page."""
-    lines = "".join(fences(page, "bash")).splitlines()
-    return [
-        line
-        for line in lines
-        if line.startswith(("python ", "make ", "vilmedic-ssl ", "torchrun "))
-    ]
 
 
 def refusal(line: str) -> str | None:
@@ -58,7 +44,8 @@ def refusal(line: str) -> str | None:
         if options.verb == "download":
             unknown = set((options.names or "phantom").split(",")) - set(RECIPES)
             return f"no data set {unknown}" if unknown else None
-        if options.config.startswith("ckpt/"):  # written by a run
+        config = getattr(options, "config", "ckpt/")  # other verbs have none
+        if config.startswith("ckpt/"):  # written by a run
             return None
         check(yaml_config.load(options.config, options.overrides))
     except (UserError, SystemExit) as error:
@@ -84,18 +71,18 @@ def test_every_key_is_described(generator):
     objects = [obj for group in generator.groups().values() for obj in group]
     assert len(objects) > 20
     missing = [
-        f"{obj.__name__}.{key}"
-        for obj in objects
-        for key in set(schema(obj)) - set(generator.described(obj))
+        f"{obj.__name__}.{key}" for obj in objects for key in set(schema(obj)) - set(meanings(obj))
     ]
     assert not missing, "add a line under `Attributes:` or `Args:` of its docstring"
 
 
+# Those that test_docs_commands.py does not run in every suite, or not as they stand.
 SHOWN = [
     pytest.param(line, id=f"{page.name}: {line[:60]}")
-    for page in PAGES
-    if page != PLUGINS
-    for line in commands(page)
+    for page in test_docs_commands.PAGES
+    for line in test_docs_commands.lines(page)
+    if line.startswith(("python ", "make ", "vilmedic-ssl ", "torchrun "))
+    if line in test_docs_commands.INSTEAD or test_docs_commands.online(page)
 ]
 
 
@@ -138,18 +125,24 @@ def test_links_lead_somewhere(page):
                 assert anchor in anchors(file.read_text(encoding="utf-8")), target
 
 
-def test_plugin_example_runs(tmp_path, monkeypatch, capsys):
-    parts, make_stacks = fences(PLUGINS, "python")
-    (config,) = fences(PLUGINS, "yaml")
-    (tmp_path / "my_lab").mkdir()
-    (tmp_path / "my_lab/__init__.py").touch()
-    (tmp_path / "my_lab/parts.py").write_text(parts, encoding="utf-8")
-    (tmp_path / "mine.yml").write_text(config, encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    subprocess.run([sys.executable, "-c", make_stacks], check=True)
-    assert main(["train", "mine.yml", "num_workers=0", "device=cpu"]) == 0
-    assert main(["ensemble", "mine.yml", "num_workers=0", "device=cpu"]) == 0
-    assert not re.search(r"failed|did not finish", capsys.readouterr().err)
-    assert (tmp_path / "ckpt/mine/report.html").is_file()
-    assert (tmp_path / "ckpt/mine/post_processing/look_alikes_best-1_0_test.csv").is_file()
+def test_the_site_builds_and_asks_nothing_of_the_network(tmp_path):
+    """What `make docs` does; then no page loads a script, style, font or picture from elsewhere."""
+    build = ["-q", "-n", "-W", "--keep-going", "-b", "html", "-d", str(tmp_path / "trees")]
+    site = tmp_path / "site"
+    done = subprocess.run(
+        [sys.executable, "-m", "sphinx", *build, str(REPOSITORY / "docs"), str(site)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    pages = {path.stem for path in (REPOSITORY / "docs").glob("*.md")}
+    assert pages <= {path.stem for path in site.glob("*.html")} and (site / "search.html").is_file()
+    for path in site.rglob("*.html"):
+        text = path.read_text(encoding="utf-8")
+        loaded = re.findall(
+            r"<(?:script|link|img|iframe|source)\b[^>]*(?:src|href)=\"([^\"]+)", text
+        )
+        assert loaded and not [url for url in loaded if re.match(r"(https?:)?//", url)], path.name
+    for path in site.rglob("*.css"):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"@import|url\([\"']?(https?:)?//", text), path.name

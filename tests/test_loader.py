@@ -121,17 +121,6 @@ def test_evaluation_must_be_deterministic_already_in_training(items):
             Pipeline(Transform(evaluate=items), channels="gray", random=augment)
 
 
-def test_keeping_images_in_memory_changes_nothing_between_visits(tmp_path, phantom):
-    keys = {"manifest": str(phantom / "manifest.csv")}
-    kept = Transform(resize=24, crop=16, views=2, load_memory=True)
-    data = Manifest(Context("train", augment=True), **keys, transform=kept)
-    first, second = data[3, 11]["images"], data[3, 11]["images"]
-    assert torch.equal(first, second)
-    plain = Transform(resize=24, crop=16, views=2)
-    other = Manifest(Context("train", augment=True), **keys, transform=plain)[3, 11]["images"]
-    assert (first - other).abs().max() < 0.01  # half precision
-
-
 # ---- loader --------------------------------------------------------------------------------------
 
 

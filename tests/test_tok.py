@@ -48,11 +48,11 @@ def test_the_phantoms_tok_files_agree_with_its_manifest(phantom):
         data = build(node, Context(split))
         rows = [row for row in read_table(phantom / "manifest.csv") if row["split"] == split]
         assert data.ids == [row["path"] for row in rows]
-        assert data.text.texts == [" ".join(row["report"].split()) for row in rows]
+        assert data.reports == [" ".join(row["report"].split()) for row in rows]
         assert data.labels.shape == (len(rows), len(data.label_names)) and data.labels.max() == 1
     batch = data.collate([data[0], data[1]])
     assert batch["images"].shape == (2, 1, 16, 16) and batch["input_ids"].shape == (2, 12)
-    assert batch["labels"].shape[0] == 2 and batch["text"][0] == data.text.texts[0]
+    assert batch["labels"].shape[0] == 2 and batch["text"][0] == data.reports[0]
 
 
 def test_misaligned_and_missing_files(tmp_path):
@@ -73,7 +73,7 @@ def test_blank_lines(tmp_path):
         ImageDataset(Context("train"), **part, file="image.tok")
     with pytest.raises(UserError, match=r"train\.label\.tok, line 2: no label"):
         LabelDataset(Context("train"), **part, file="label.tok")
-    assert TextDataset(Context("train"), **part, file="report.tok").texts == ["one", "", "three"]
+    assert TextDataset(Context("train"), **part, file="report.tok").reports == ["one", "", "three"]
     (tmp_path / "train.empty.tok").write_text("")
     with pytest.raises(UserError, match="is empty"):
         TextDataset(Context("train"), **part, file="empty.tok")

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vilmedic_ssl.data.datasets.base import ImageFiles
 from vilmedic_ssl.data.datasets.tok import ImageDataset
+from vilmedic_ssl.data.images import ImageFiles
+from vilmedic_ssl.data.legacy_keys import modern
 from vilmedic_ssl.data.transforms import Transform
 from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.executors import checkpoint
@@ -70,7 +71,8 @@ def transform_of(node: Mapping[str, Any]) -> Transform:
     if "image" in node:
         return transform_of(node["image"])
     flat = {ImageDataset.TRANSFORM_KEYS.get(key, key): value for key, value in node.items()}
-    keys = node.get("transform") or {k: v for k, v in flat.items() if k in schema(Transform)}
+    flat = {key: value for key, value in flat.items() if key in schema(Transform)}
+    keys = node.get("transform") or (flat and modern(flat))
     if not keys:
         raise UserError(f"the dataset {node.get('proto')!r} of this checkpoint tells no transform")
-    return Transform(**{**keys, "load_memory": False})
+    return Transform(**keys)

@@ -17,12 +17,13 @@ sections of a config (keys: `docs/configuration.md`, or the signature named here
   trainor     training                     vilmedic_ssl.executors.settings.TrainorSettings
   validator   scores while training        vilmedic_ssl.executors.settings.ValidatorSettings
   ensemblor   scores and plug-ins          vilmedic_ssl.executors.settings.EnsemblorSettings
+  audit       what stops bad data          vilmedic_ssl.executors.settings.AuditSettings
               post_processing plug-ins     vilmedic_ssl/post_processing/
 
 overrides are read as YAML: trainor.batch_size=64 ensemblor.splits=[train,test]
 trainor.optim_params.lr=1e-3
-exit codes: 0 done, 2 wrong input, 3 diverged, 4 training images in a scored split,
-            130 interrupted (a checkpoint was written), 1 a bug of ours
+exit codes: 0 done, 2 wrong input, 3 diverged, 4 a leak between splits that audit.allow does
+            not name, 130 interrupted (a checkpoint was written), 1 a bug of ours
 """
 
 
@@ -38,6 +39,49 @@ def _ensemble(options: argparse.Namespace) -> None:
     ensemble(load_config(options.config, options.overrides))
 
 
+def _audit(options: argparse.Namespace) -> None:
+    from vilmedic_ssl.experiment.audit_verb import audit_target
+
+    audit_target(options.target, options.overrides, against=options.against, out=options.out)
+
+
+def _audit_options(made: argparse.ArgumentParser) -> None:
+    made.add_argument("target", help="config (.yml), table (.csv, .parquet) or folder of images")
+    made.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="keys of the config; of a table or folder: dataset.patient_pattern=..., "
+        "dataset.root=..., dataset.label=..., audit.allow=[...]",
+    )
+    made.add_argument("--against", metavar="OTHER", help="another one: overlap between the two")
+    made.add_argument("--out", metavar="DIR", help="for audit.json and audit.html")
+
+
+def _split(options: argparse.Namespace) -> None:
+    from vilmedic_ssl.experiment import load_config
+    from vilmedic_ssl.experiment.split_verb import split
+
+    words = vars(options)
+    names = ("method", "fractions", "folds", "nested", "keep_test", "seed", "out", "overwrite")
+    split(load_config(options.config, options.overrides), **{name: words[name] for name in names})
+
+
+def _split_options(made: argparse.ArgumentParser) -> None:
+    made.add_argument(
+        "--method",
+        choices=("own", "random", "stratified", "balanced"),
+        help="default: stratified, without labels random; own keeps the data's splits",
+    )
+    made.add_argument("--fractions", help="default: train=0.7,validate=0.1,test=0.2")
+    made.add_argument("--folds", type=int, help="so many folds, one file each, in the folder --out")
+    made.add_argument("--nested", help="fractions of train inside each other, such as 0.01,0.1")
+    made.add_argument("--keep-test", action="store_true", help="leave the data's own test alone")
+    made.add_argument("--seed", type=int, default=0, help="of the division (default: 0)")
+    made.add_argument("--out", required=True, help="JSON file to write, or the folder of the folds")
+    made.add_argument("--overwrite", action="store_true", help="replace another division")
+
+
 def _download(options: argparse.Namespace) -> None:
     from pathlib import Path
 
@@ -48,6 +92,14 @@ def _download(options: argparse.Namespace) -> None:
         return
     for path in download(options.names, root=Path(options.root)):
         console.result(str(path))
+
+
+def _describe(options: argparse.Namespace) -> None:
+    from vilmedic_ssl.describe import describe, listing
+    from vilmedic_ssl.registry import load_plugins
+
+    load_plugins(options.plugins.split(",") if options.plugins else [])
+    console.result("\n\n".join(map(describe, options.names)) if options.names else listing())
 
 
 def parser() -> argparse.ArgumentParser:
@@ -79,17 +131,26 @@ def parser() -> argparse.ArgumentParser:
             _ensemble,
             "score and plot trained checkpoints, write results.json and report.html",
         ),
+        ("split", _split, "divide the data anew, by patient, and write the division to a file"),
     ):
         made = verb(name, run, told)
         made.add_argument("config", help="YAML file, for example config/SELFSUP/simclr-phantom.yml")
         made.add_argument(
             "overrides", nargs="*", metavar="key=value", help="dotted keys on top of the file"
         )
+        if name == "split":
+            _split_options(made)
+    told = "look for leaks between splits, spoilt images, repeated texts and shortcuts"
+    _audit_options(verb("audit", _audit, told))
     made = verb("download", _download, "fetch or make data sets; without a name, list them")
     made.add_argument(
         "names", nargs="?", metavar="NAME[,NAME]", help="data sets, separated by commas"
     )
     made.add_argument("--root", default="data", help="folder to put them in (default: data)")
+    made.epilog = None
+    made = verb("describe", _describe, "show what may stand in a config, with defaults, as YAML")
+    made.add_argument("names", nargs="*", metavar="NAME", help="protos; none = list them all")
+    made.add_argument("--plugins", metavar="MODULE[,MODULE]", help="modules with further protos")
     made.epilog = None
     return top
 

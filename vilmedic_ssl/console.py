@@ -70,6 +70,7 @@ class Bar:
             total=total,
             desc=desc,
             unit=unit,
+            unit_scale=unit == "B",
             initial=initial,
             disable=not is_main(),
             leave=False,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -39,7 +40,10 @@ def start(device: torch.device) -> None:
     one.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not active():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # The others wait while the main process reads every image once; torchrun ends them at
+        # once if it fails.
+        patience = timedelta(hours=12)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
 
 
 def stop() -> None:

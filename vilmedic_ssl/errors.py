@@ -1,5 +1,9 @@
 """The ways a run ends early on purpose, and their exit codes."""
 
+import re
+
+OURS = re.compile(r"^vilmedic_ssl\.errors\.\w+: ", re.MULTILINE)
+
 
 class UserError(Exception):
     """The user's input is wrong: one sentence saying what, where, and what to write instead (exit
@@ -10,7 +14,7 @@ class UserError(Exception):
 
 
 class Leak(Exception):
-    """Images a model was trained on stand in a split that is to be scored (exit code 4)."""
+    """Splits share what they must not, or a scored image was trained on (exit code 4)."""
 
     exit_code = 4
 
@@ -33,3 +37,8 @@ class Interrupted(Exception):
 
 class MissingSplit(UserError):
     """The data has no such split (exit code 2 where it was asked for by name)."""
+
+
+def own_words(error: UserError) -> str:
+    """The sentence of an error that came out of a worker process wrapped in a traceback."""
+    return OURS.split(str(error))[-1].strip()

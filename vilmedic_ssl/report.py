@@ -24,6 +24,7 @@ METRICS = {
     "auprc": "AUPRC",
 }
 PICTURES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".gif": "gif", ".svg": "svg+xml"}
+SHOWN = 50  # rows or patients of a finding on a page; audit.json has all of them
 Figure = tuple[str, str, Path]
 Row = tuple[str, str, Callable[[str], str]]
 
@@ -80,6 +81,7 @@ def write_report(
     card: Mapping[str, Any],
     checkpoints: Sequence[str],
     failures: Sequence[tuple[str, str]],
+    audit: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Write `run_dir/report.html`; anything empty is left out, nothing is fetched when it is read.
 
@@ -92,6 +94,7 @@ def write_report(
         card: data card, nested mappings: split -> images, patients, hash, ...
         checkpoints: names of the checkpoints that were scored.
         failures: (plug-in, sentence) of what did not work.
+        audit: findings about the data, as their `as_dict()`.
 
     Returns:
         the path of the report.
@@ -103,12 +106,30 @@ def write_report(
         _pictures(run_dir, figures),
         _numbers(results),
         _section("Data", _nested(card)),
+        _section("Audit of the data", _findings(audit)),
         _section("Checkpoints scored", _list(escape(name) for name in checkpoints)),
         _section(
             "Configuration", _folded("the resolved YAML", f"<pre>{escape(_yaml(config))}</pre>")
         ),
     ]
-    page = (
+    path = run_dir / "report.html"
+    path.write_text(_page(title, sections), encoding="utf-8")
+    return path
+
+
+def write_audit(
+    folder: Path, *, title: str, findings: Sequence[Mapping[str, Any]], sizes: Mapping[str, int]
+) -> Path:
+    """Write `folder/audit.html`: samples per split, and the findings, worst first."""
+    splits = _table(["split", "samples"], [[escape(k), f"{n:,}"] for k, n in sizes.items()])
+    sections = [_section("Splits", splits), _section("Findings", _findings(findings))]
+    path = folder / "audit.html"
+    path.write_text(_page(title, sections), encoding="utf-8")
+    return path
+
+
+def _page(title: str, sections: Iterable[str]) -> str:
+    return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
@@ -116,9 +137,6 @@ def write_report(
         "<footer>Research use only. Not a medical device; not for diagnosis or treatment. "
         "Made by vilmedic_ssl.</footer>\n</body>\n</html>\n"
     )
-    path = run_dir / "report.html"
-    path.write_text(page, encoding="utf-8")
-    return path
 
 
 # ---------------------------------------------------------------- sections
@@ -222,6 +240,21 @@ def _numbers(results: Mapping[str, float]) -> str:
         "All numbers",
         _folded(_count(rows, "number"), _table(["name", "value"], rows)) if rows else "",
     )
+
+
+def _findings(findings: Sequence[Mapping[str, Any]]) -> str:
+    """One line per finding, its cases folded below; the first rows and patients by name."""
+    rows = []
+    for item in findings:
+        head = f"<b>{escape(item['kind'])}</b><small>{escape(item['severity'])}</small>"
+        words = f"<div>{escape(item['message'])}</div>"
+        for name in ("examples", "patients", "rows"):
+            shown = [escape(str(value)) for value in item[name][:SHOWN]]
+            shown += [f"and {len(item[name]) - SHOWN:,} more"] if len(item[name]) > SHOWN else []
+            words += _folded(_count(item[name], name.removesuffix("s")), _list(shown)) * bool(shown)
+        alarm = ' class="alarm"' if item["severity"] == "leak" else ""
+        rows.append([f"<div{alarm}>{head}</div>", words])
+    return _table(["", ""], rows) if rows else ""
 
 
 # ---------------------------------------------------------------- pieces

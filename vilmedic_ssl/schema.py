@@ -78,7 +78,8 @@ def complete(node: Any, obj: Callable[..., Any], where: str) -> dict[str, Any]:
         if name == "proto" and find(value, where=path) is obj:
             result[name] = value
         elif name not in keys:
-            raise ConfigError(f"{path}: there is no such key; {closest(name, keys)}")
+            told = getattr(obj, "REFUSED_KEYS", {}).get(name)
+            raise ConfigError(f"{path}: {told or f'there is no such key; {closest(name, keys)}'}")
         else:
             result[name] = conform(value, keys[name].annotation, path)
     for name, key in keys.items():

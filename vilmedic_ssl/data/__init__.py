@@ -2,7 +2,7 @@
 
 from typing import Any
 
-__all__ = ["read_image", "split_patients"]
+__all__ = ["audit", "read_image", "split_patients"]
 
 
 def __getattr__(name: str) -> Any:
@@ -10,6 +10,10 @@ def __getattr__(name: str) -> Any:
         from vilmedic_ssl.data.read import read_image
 
         return read_image
+    if name == "audit":
+        from vilmedic_ssl.data.auditing import audit
+
+        return audit
     if name == "split_patients":
         from vilmedic_ssl.data.splits import split_patients
 

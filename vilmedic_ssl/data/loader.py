@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import hashlib
-import re
 import signal
 import weakref
 from collections.abc import Iterator
@@ -18,10 +17,9 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from vilmedic_ssl.data.datasets.base import MedicalDataset
-from vilmedic_ssl.errors import UserError
+from vilmedic_ssl.errors import UserError, own_words
 
 Batch = dict[str, Any]
-OURS = re.compile(r"^vilmedic_ssl\.errors\.\w+: ", re.MULTILINE)
 
 
 def sample_seed(seed: int, epoch: int, index: int) -> int:
@@ -118,6 +116,7 @@ class Loader:
         self, dataset: MedicalDataset, sampler: EpochBatches, *, workers: int, pin_memory: bool
     ):
         self.dataset, self.sampler = dataset, sampler
+        dataset.ready(workers)  # before workers are forked, so that they share it
         self._loader: DataLoader[Batch] = DataLoader(
             dataset,
             batch_sampler=sampler,
@@ -142,7 +141,7 @@ class Loader:
             yield from self._loader
         except UserError as error:  # from a worker it comes wrapped in the worker's traceback
             self.close()  # left to the garbage collector, its queues may go before its workers
-            raise UserError(OURS.split(str(error))[-1].strip()) from None
+            raise UserError(own_words(error)) from None
 
     def close(self) -> None:
         """End the workers."""

@@ -4,9 +4,20 @@ root.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path, PureWindowsPath
 
 from vilmedic_ssl.errors import UserError
+
+
+def cache_folder() -> Path:
+    """Where derived files live: $VILMEDIC_SSL_CACHE, else vilmedic_ssl in the user's cache
+    folder.
+    """
+    if own := os.environ.get("VILMEDIC_SSL_CACHE"):
+        return Path(own)
+    users = os.environ.get("XDG_CACHE_HOME")
+    return (Path(users) if users else Path.home() / ".cache") / "vilmedic_ssl"
 
 
 def safe_join(root: str | Path, relative: str | Path) -> Path:

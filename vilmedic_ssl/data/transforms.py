@@ -8,13 +8,14 @@ torch's global generator, which the loader seeds per sample.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from vilmedic_ssl.data.kernels import View, quick
 from vilmedic_ssl.errors import ConfigError
 from vilmedic_ssl.registry import closest
 
@@ -36,7 +37,11 @@ class Transform:
             has one.
         channels: gray, rgb, or auto = rgb when the first files hold true colour.
         mean, std: per channel, on [0, 1] values; null = ImageNet's (their average for grey).
-        load_memory: keep decoded and resized images in memory, as half precision.
+        load_memory: decode and resize once, keep the pictures in memory (8 bits per value, 16 for
+            deeper files).
+        cache: the same in a memory-mapped file below $VILMEDIC_SSL_CACHE (~/.cache/vilmedic_ssl),
+            shared by processes and runs.
+        cache_gb: largest such file, 10^9 bytes; images are decoded each time where it would not do.
     """
 
     resize: int | list[int] = 256
@@ -48,6 +53,8 @@ class Transform:
     mean: list[float] | None = None
     std: list[float] | None = None
     load_memory: bool = False
+    cache: bool = False
+    cache_gb: float = 50
 
 
 def _sides(size: Size) -> list[int]:
@@ -104,7 +111,7 @@ def _zoom(size: list[int], smallest: float) -> dict[str, Any]:
     return {"RandomResizedCrop": {"size": size, "scale": [smallest, 1.0]}}
 
 
-def compose(items: list[Any], where: str) -> Callable[[Tensor], Tensor]:
+def compose(items: list[Any], where: str) -> View:
     """Build a transform from its list.
 
     Raises:
@@ -112,9 +119,8 @@ def compose(items: list[Any], where: str) -> Callable[[Tensor], Tensor]:
     """
     from torchvision.transforms import v2
 
-    return v2.Compose(
-        [_one(item, f"{where}.{i}") for i, item in enumerate(items)] or [v2.Identity()]
-    )
+    built = [_one(item, f"{where}.{i}") for i, item in enumerate(items)]
+    return quick(v2.Compose(built or [v2.Identity()]))
 
 
 def _one(item: Any, where: str) -> Any:
@@ -177,6 +183,10 @@ class Pipeline:
         from torchvision.transforms import v2
 
         self.views = transform.views if random else 0
+        if transform.cache and transform.load_memory:
+            raise ConfigError(f"{where}: cache and load_memory exclude each other; keep one")
+        if not transform.cache_gb > 0:
+            raise ConfigError(f"{where}.cache_gb: {transform.cache_gb}; write a number above 0")
         for key, size in (("resize", transform.resize), ("crop", transform.crop)):
             if len(_sides(size)) != 2 or min(_sides(size)) < 1:
                 raise ConfigError(f"{where}.{key}: {size}; write pixels, or [height, width]")
@@ -193,7 +203,7 @@ class Pipeline:
         if transform.views < 1:
             raise ConfigError(f"{where}.views: {transform.views}; write 1 or more")
         self.first = v2.Resize(transform.resize, antialias=True)
-        self.then = views if random else view
+        self.views_of, self.evaluation = views, view
         mean, std = IMAGENET[channels]
         mean, std = transform.mean or mean, transform.std or std
         if (
@@ -202,10 +212,10 @@ class Pipeline:
             or min(std) <= 0
         ):
             raise ConfigError(f"{where}.mean: {mean} and std {std} do not fit {channels} images")
-        self.normalise = v2.Normalize(mean, std)
+        self.mean, self.std = (torch.tensor(v)[:, None, None] for v in (mean, std))
 
     def prepare(self, image_CHW: Tensor) -> Tensor:
-        """The part without randomness, worth keeping in memory."""
+        """The part without randomness, worth keeping."""
         return self.first(image_CHW)
 
     def __call__(self, image_CHW: Tensor, seed: int) -> Tensor:
@@ -216,8 +226,10 @@ class Pipeline:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # that of the CPU alone
             if not self.views:
-                return self._one(image_CHW)
-            return torch.stack([self._one(image_CHW) for _ in range(self.views)])
+                return self._normalised(self.evaluation(image_CHW))
+            return torch.stack(
+                [self._normalised(self.views_of(image_CHW)) for _ in range(self.views)]
+            )
 
-    def _one(self, image_CHW: Tensor) -> Tensor:
-        return self.normalise(self.then(image_CHW).clamp(0, 1))
+    def _normalised(self, image_CHW: Tensor) -> Tensor:
+        return image_CHW.clamp(0, 1).sub_(self.mean).div_(self.std)

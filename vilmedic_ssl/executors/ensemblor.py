@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,7 +139,7 @@ def _cell(results: dict[str, float], name: str) -> str:
     return f"{results[name]:.3f}{interval}"
 
 
-def write_results(folder: Path, results: dict[str, float]) -> Path:
+def write_results(folder: Path, results: Mapping[str, float | str]) -> Path:
     """`results.json`: flat, sorted, NaN as null."""
     plain = {name: None if value != value else value for name, value in sorted(results.items())}
     path = folder / "results.json"

@@ -147,10 +147,9 @@ class Features:
         """uint8 pictures (H, W) or (H, W, 3) of samples as the network sees them, before
         normalisation.
         """
-        files = self.dataset(split).files  # type: ignore[attr-defined]
-        pictures = []
+        dataset, pictures = self.dataset(split), []
         for index in indices:
-            image = files.pipeline.then(files.prepared(index)).clamp(0, 1)
+            image = dataset.picture(index)
             array = (image * 255).round().to(torch.uint8).numpy()
             pictures.append(array[0] if len(array) == 1 else array.transpose(1, 2, 0))
         return pictures

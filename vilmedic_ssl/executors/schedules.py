@@ -66,6 +66,36 @@ def warmup_cosine(
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
+def linear_warmup_cosine(
+    clock: Clock,
+    *,
+    warmup_epochs: int,
+    max_epochs: int,
+    warmup_start_lr: float = 0.0,
+    eta_min: float = 0.0,
+) -> float:
+    """LinearWarmupCosineAnnealingLR of Lightning Bolts, counted in optimizer steps as ViLMedic
+    counts it, whatever the keys are called; from `max_epochs` on the rate stays at `eta_min`.
+
+    Args:
+        warmup_epochs: steps of the linear warm-up; the last of them has the base rate.
+        max_epochs: step at which the cosine ends.
+        warmup_start_lr: rate of the first step.
+        eta_min: rate at the end.
+    """
+    if not 0 <= warmup_epochs < max_epochs:
+        raise ConfigError(
+            f"trainor.lr_decay_params.max_epochs: {max_epochs}; write more than warmup_epochs "
+            f"({warmup_epochs}), both in steps"
+        )
+    if clock.step < warmup_epochs:
+        share = clock.step / (warmup_epochs - 1) if warmup_epochs > 1 else 0.0
+        return (warmup_start_lr + share * (clock.base_lr - warmup_start_lr)) / clock.base_lr
+    done = min(1.0, (clock.step - warmup_epochs) / (max_epochs - warmup_epochs))
+    rate = eta_min + (clock.base_lr - eta_min) * 0.5 * (1 + math.cos(math.pi * done))
+    return rate / clock.base_lr
+
+
 def multiplicative(clock: Clock, *, gamma: float = 0.95) -> float:
     """Times `gamma` after every epoch.
 
@@ -134,6 +164,7 @@ def plateau(
 SCHEDULES: dict[str, Callable[..., float]] = {
     "constant": constant,
     "warmup_cosine": warmup_cosine,
+    "LinearWarmupCosineAnnealingLR": linear_warmup_cosine,
     "multiplicative": multiplicative,
     "ExponentialLR": multiplicative,
     "step": step,

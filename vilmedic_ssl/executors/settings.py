@@ -5,12 +5,14 @@ them).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from vilmedic_ssl.errors import ConfigError
-from vilmedic_ssl.schema import Kind
+from vilmedic_ssl.registry import closest
+from vilmedic_ssl.schema import Kind, conform
 
 PostProcessing = Annotated[dict, Kind("post_processing", single_key=True)]
+TEXT_ONLY = "belongs to models that write text, which are not part of this package; leave it out"
 
 
 def _positive(section: str, **values: float | None) -> None:
@@ -78,6 +80,15 @@ class TrainorSettings:
     save_every: int | None = None
     log_every: int = 10
 
+    REFUSED_KEYS: ClassVar = {
+        name: f"no version of ViLMedic ever read this key; write lr_decay_params.{today}"
+        for name, today in (
+            ("lr_decay_factor", "factor"),
+            ("lr_decay_patience", "patience"),
+            ("lr_min", "min_lr"),
+        )
+    }
+
     def __post_init__(self) -> None:
         _positive(
             "trainor",
@@ -91,6 +102,11 @@ class TrainorSettings:
             save_every=self.save_every,
             log_every=self.log_every,
         )
+        inner = dict(self.lr_decay_params or {})
+        if "decay_on_training_loss" in inner:  # where ViLMedic kept it
+            watched = conform(inner.pop("decay_on_training_loss"), bool, "trainor.lr_decay_params")
+            object.__setattr__(self, "decay_on_training_loss", watched)
+            object.__setattr__(self, "lr_decay_params", inner)
         if (self.early_stop or 0) < 0:
             raise ConfigError(f"trainor.early_stop: {self.early_stop}; write 0 (never) or more")
         if self.ema is not None and not 0 < self.ema < 1:
@@ -115,6 +131,8 @@ class ValidatorSettings:
     splits: list[str] = ("validate",)  # type: ignore[assignment]
     metrics: list[str] | None = None
 
+    REFUSED_KEYS: ClassVar = {"beam_width": TEXT_ONLY}
+
     def __post_init__(self) -> None:
         _positive("validator", batch_size=self.batch_size)
         if not self.splits:
@@ -137,7 +155,45 @@ class EnsemblorSettings:
     mode: str = "best-1"
     post_processing: list[PostProcessing] | None = ()  # type: ignore[assignment]
 
+    REFUSED_KEYS: ClassVar = {
+        "beam_width": TEXT_ONLY,
+        "metrics": "scores after training are plug-ins; list them under post_processing",
+        "generate_images": "there is no generating model here; leave it out",
+    }
+
     def __post_init__(self) -> None:
         _positive("ensemblor", batch_size=self.batch_size)
         if self.mode.startswith("best-") and not self.mode.removeprefix("best-").strip("0"):
             raise ConfigError(f"ensemblor.mode: {self.mode!r}; write best-N with N from 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditSettings:
+    """What is looked for in the data before it is trained on or scored.
+
+    Attributes:
+        allow: kinds of leak that are only warned of: patient, study, file, pixels, near_duplicate.
+        images: read every image once (what is known of unchanged files is kept); false compares
+            tables and paths only.
+        distance: bits of 64 in which the difference hashes of near-duplicates may differ.
+    """
+
+    allow: list[str] = ()  # type: ignore[assignment]
+    images: bool = True
+    distance: int = 6
+
+    def __post_init__(self) -> None:
+        from vilmedic_ssl.data.auditing.findings import KINDS
+
+        stopping = [kind for kind, (severity, _) in KINDS.items() if severity == "leak"]
+        for kind in self.allow:
+            if kind in KINDS and kind not in stopping:
+                raise ConfigError(f"audit.allow: {kind!r} stops nothing anyway; leave it out")
+            if kind not in KINDS:
+                raise ConfigError(
+                    f"audit.allow: there is no kind {kind!r}; {closest(kind, stopping)}"
+                )
+        if not 0 <= self.distance <= 16:
+            raise ConfigError(
+                f"audit.distance: {self.distance}; write a number of bits from 0 to 16"
+            )

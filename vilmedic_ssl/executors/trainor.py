@@ -122,8 +122,9 @@ class Trainor:
         """
         for split, fingerprint in content["data"].items():
             if self.data.get(split, fingerprint) != fingerprint:
+                what = "split file" if split == "split_file" else f"{split} split"
                 raise UserError(
-                    f"{source}: the {split} split was another one then (hash {fingerprint}, now "
+                    f"{source}: the {what} was another one then (hash {fingerprint}, now "
                     f"{self.data[split]}); give the dataset keys of {self.run.config_file}, "
                     "restore the files, or start a new run under another name"
                 )

@@ -1,4 +1,4 @@
-"""What every dataset offers the executors, and the image files most of them hold."""
+"""What every dataset offers the executors."""
 
 from __future__ import annotations
 
@@ -8,21 +8,16 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from vilmedic_ssl import console
 from vilmedic_ssl.config import digest
-from vilmedic_ssl.data.read import channels_of, read_image
-from vilmedic_ssl.data.transforms import Pipeline, Transform
+from vilmedic_ssl.data.images import Images
 from vilmedic_ssl.errors import UserError
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom", ".npy")
-SNIFFED = 16  # files looked at to tell grey from colour
 
 
 @dataclass(frozen=True)
@@ -49,6 +44,7 @@ class MedicalDataset(torch.utils.data.Dataset[dict[str, Any]]):
         labels: (N,) int64 classes, or (N, C) float32 in {0, 1, nan = unknown}; None without labels.
         label_names: class names, in label order.
         patients: group of each sample for splits and intervals; None = unknown.
+        studies: visit of each sample; reports: its text; None = the data has none.
     """
 
     split: str
@@ -56,13 +52,35 @@ class MedicalDataset(torch.utils.data.Dataset[dict[str, Any]]):
     labels: np.ndarray | None = None
     label_names: list[str] = []
     patients: list[str] | None = None
+    studies: list[str] | None = None
+    reports: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def paths(self) -> list[Path] | None:
+        """The image file of each sample; None where pictures have no files, or there are none."""
+        return None
+
     def item(self, index: int, seed: int) -> dict[str, Any]:
         """One sample; equal (index, seed) give equal tensors."""
         raise TypeError(f"{type(self).__name__} defines no item()")
+
+    def decoded(self, index: int) -> Tensor:
+        """The picture of a sample, (C, H, W) float32 in [0, 1], in full size.
+
+        Raises:
+            UserError: it is unreadable.
+        """
+        raise TypeError(f"{type(self).__name__} holds no pictures")
+
+    def picture(self, index: int) -> Tensor:
+        """(C, h, w) float32 in [0, 1]: the evaluation view before normalisation."""
+        raise TypeError(f"{type(self).__name__} holds no pictures")
+
+    def ready(self, workers: int = 0) -> None:
+        """Decode into memory or cache where the keys ask for it; the loader calls it."""
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         index, seed = key if isinstance(key, tuple) else (key, 0)
@@ -109,77 +127,26 @@ class MedicalDataset(torch.utils.data.Dataset[dict[str, Any]]):
         return card
 
 
-class ImageFiles:
-    """Image files read, prepared and turned into views."""
-
-    def __init__(self, paths: Sequence[Path], transform: Transform, *, augment: bool):
-        self.paths = list(paths)
-        self.mode: Literal["gray", "rgb"]
-        if transform.channels == "auto":
-            step = max(1, len(self.paths) // SNIFFED)
-            colour = any(channels_of(path) == 3 for path in self.paths[::step][:SNIFFED])
-            self.mode = "rgb" if colour else "gray"
-        else:
-            self.mode = transform.channels
-        self.pipeline = Pipeline(transform, channels=self.mode, random=augment)
-        self.memory: list[Tensor] | None = None
-        if transform.load_memory:  # before workers are forked, so that they share it
-            numbers = console.progress(range(len(self.paths)), desc="images into memory")
-            self.memory = [self._read(i).half() for i in numbers]
-
-    def _read(self, index: int) -> Tensor:
-        return self.pipeline.prepare(read_image(self.paths[index], mode=self.mode))
-
-    def prepared(self, index: int) -> Tensor:
-        """(C, H, W) float32 in [0, 1], resized."""
-        return self._read(index) if self.memory is None else self.memory[index].float()
-
-    def view(self, index: int, seed: int) -> Tensor:
-        return self.pipeline(self.prepared(index), seed)
-
-    def sizes(self) -> list[int]:
-        """Bytes per file.
-
-        Raises:
-            UserError: a file is missing.
-        """
-        try:
-            return [path.stat().st_size for path in self.paths]
-        except OSError as error:
-            raise UserError(
-                f"{error.filename}: there is no such image; correct its line or fetch the data"
-            ) from error
-
-
-def channels_owner(node: Any) -> Any:
-    """The part of a dataset node that holds the `channels` key, or None."""
-    for key in ("image", "transform"):
-        if isinstance(node.get(key), dict):
-            return channels_owner(node[key])
-    return node if "channels" in node else None
-
-
-def pin_channels(node: Any, files: ImageFiles | None) -> None:
-    """Write what `channels: auto` came to into a dataset node, for splits and runs to come."""
-    owner = channels_owner(node)
-    if owner is not None and files is not None:
-        owner["channels"] = files.mode
-
-
-def take_channels(node: Any, trained: Any) -> None:
-    """`channels: auto` means what it meant in training."""
-    owner, then = channels_owner(node), channels_owner(trained)
-    if owner is not None and then is not None and owner["channels"] == "auto":
-        owner["channels"] = then["channels"]
-
-
 class ImageRecords(MedicalDataset):
-    """A dataset of image files."""
+    """A dataset of images."""
 
-    files: ImageFiles
+    files: Images
+
+    @property
+    def paths(self) -> list[Path] | None:
+        return self.files.paths
 
     def item(self, index: int, seed: int) -> dict[str, Any]:
         return {"images": self.files.view(index, seed)}
+
+    def decoded(self, index: int) -> Tensor:
+        return self.files.decoded(index)
+
+    def picture(self, index: int) -> Tensor:
+        return self.files.picture(index)
+
+    def ready(self, workers: int = 0) -> None:
+        self.files.ready(workers)
 
     def content(self) -> Any:
         return [super().content(), self.files.sizes()]

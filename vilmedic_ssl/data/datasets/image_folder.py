@@ -7,13 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vilmedic_ssl.data.datasets.base import (
-    IMAGE_SUFFIXES,
-    Context,
-    ImageFiles,
-    ImageRecords,
-    patients_of,
-)
+from vilmedic_ssl.data.datasets.base import Context, ImageRecords, patients_of
+from vilmedic_ssl.data.images import SUFFIXES, ImageFiles
 from vilmedic_ssl.data.splits import FRACTIONS, TEST, TRAIN, VALIDATE, assign
 from vilmedic_ssl.data.transforms import Transform
 from vilmedic_ssl.errors import MissingSplit, UserError
@@ -67,7 +62,7 @@ class ImageFolder(ImageRecords):
         found = self._of_split(context.split)
         if not found:
             raise MissingSplit(
-                f"{root}: no image for split {context.split!r} ({', '.join(IMAGE_SUFFIXES)})"
+                f"{root}: no image for split {context.split!r} ({', '.join(SUFFIXES)})"
             )
         self.ids = [path.relative_to(self.root).as_posix() for path, _ in found]
         self.patients = self._patients(found) if patient_pattern else None
@@ -112,7 +107,7 @@ class ImageFolder(ImageRecords):
         found = []
         for path in sorted(base.rglob("*")):
             below = path.relative_to(base)
-            if path.suffix.lower() not in IMAGE_SUFFIXES or any(
+            if path.suffix.lower() not in SUFFIXES or any(
                 part.startswith(".") for part in below.parts
             ):
                 continue

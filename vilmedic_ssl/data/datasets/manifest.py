@@ -9,7 +9,8 @@ from typing import Any, Literal
 import numpy as np
 
 from vilmedic_ssl.compat import require
-from vilmedic_ssl.data.datasets.base import Context, ImageFiles, ImageRecords
+from vilmedic_ssl.data.datasets.base import Context, ImageRecords
+from vilmedic_ssl.data.images import ImageFiles
 from vilmedic_ssl.data.paths import safe_join
 from vilmedic_ssl.data.splits import FRACTIONS, split_patients
 from vilmedic_ssl.data.transforms import Transform
@@ -119,7 +120,9 @@ class Manifest(ImageRecords):
                 f"{manifest}: {twice} stands in two rows of split {context.split!r}; keep one"
             )
         self.patients = [row["patient"] for row in rows] if "patient" in columns else None
-        self.reports = [row.get("report", "") for row in rows]
+        self.studies = [row["study"] for row in rows] if "study" in columns else None
+        self.texts = [row.get("report", "") for row in rows]
+        self.reports = self.texts if "report" in columns else None
         if labels:
             self.label_names = list(labels)
             cells = [[self._cell(row, c, uncertain, blank) for c in labels] for row in rows]
@@ -155,10 +158,10 @@ class Manifest(ImageRecords):
         return VALUE[policy.get(column, default) if isinstance(policy, dict) else policy]
 
     def item(self, index: int, seed: int) -> dict[str, Any]:
-        return {**super().item(index, seed), "text": self.reports[index]}
+        return {**super().item(index, seed), "text": self.texts[index]}
 
     def content(self) -> Any:
-        return [super().content(), self.reports]
+        return [super().content(), self.texts]
 
 
 def _keeps(value: str, wanted: Any) -> bool:

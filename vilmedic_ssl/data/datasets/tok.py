@@ -7,13 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from vilmedic_ssl.data.datasets.base import (
-    Context,
-    ImageFiles,
-    ImageRecords,
-    MedicalDataset,
-    patients_of,
-)
+from vilmedic_ssl.data.datasets.base import Context, ImageRecords, MedicalDataset, patients_of
+from vilmedic_ssl.data.images import ImageFiles
+from vilmedic_ssl.data.legacy_keys import modern
 from vilmedic_ssl.data.paths import safe_join
 from vilmedic_ssl.data.transforms import Transform
 from vilmedic_ssl.errors import ConfigError, MissingSplit, UserError
@@ -62,11 +58,12 @@ class ImageDataset(ImageRecords):
         root, file: `<root>/<split>.<file>` lists one image path per line.
         image_path: folder the lines are relative to.
         ext: appended to lines that carry no extension, for example .jpg.
-        resize, crop: short side after reading and side of the crop, pixels.
-        custom_transform_train, custom_transform_validate: preset name or list of transforms; null
-            = resize, random crop, flip for training and resize to the crop for evaluation.
-        views: random views per image in training.
-        channels, mean, std, load_memory: as in `transform` of the other datasets.
+        resize, crop: short side after reading and side of the crop, pixels; "(224,224)" works too.
+        custom_transform_train, custom_transform_validate: preset name, list of transforms, or
+            ViLMedic's `transforms.Compose([...])` text; null = resize, random crop, flip for
+            training and resize to the crop for evaluation.
+        views: random views per image in training; null = 1, or those of a two-view text.
+        channels, mean, std, load_memory, cache, cache_gb: as in `transform` of the other datasets.
         patient_pattern: regular expression whose group 1 (or match) in the line names the patient.
     """
 
@@ -81,15 +78,17 @@ class ImageDataset(ImageRecords):
         file: str,
         image_path: str = "",
         ext: str | None = None,
-        resize: int | list[int] = 256,
-        crop: int | list[int] = 224,
+        resize: int | list[int] | str = 256,
+        crop: int | list[int] | str = 224,
         custom_transform_train: str | list[Any] | None = None,
         custom_transform_validate: str | list[Any] | None = None,
-        views: int = 1,
+        views: int | None = None,
         channels: str = "auto",
         mean: list[float] | None = None,
         std: list[float] | None = None,
         load_memory: bool = False,
+        cache: bool = False,
+        cache_gb: float = 50,
         patient_pattern: str | None = None,
     ):
         if channels not in ("auto", "gray", "rgb"):
@@ -107,17 +106,19 @@ class ImageDataset(ImageRecords):
             paths.append(path.with_name(path.name + ext) if ext and not path.suffix else path)
         self.split, self.ids = context.split, [line.strip() for line in lines]
         self.patients = patients_of(self.ids, patient_pattern)
-        transform = Transform(
-            resize=resize,
-            crop=crop,
-            train=custom_transform_train,
-            evaluate=custom_transform_validate,
-            views=views,
-            channels=channels,  # type: ignore[arg-type]
-            mean=mean,
-            std=std,
-            load_memory=load_memory,
+        keys = modern(
+            {
+                "resize": resize,
+                "crop": crop,
+                "train": custom_transform_train,
+                "evaluate": custom_transform_validate,
+                "views": views,
+                "channels": channels,
+                "mean": mean,
+                "std": std,
+            }
         )
+        transform = Transform(**keys, load_memory=load_memory, cache=cache, cache_gb=cache_gb)
         self.files = ImageFiles(paths, transform, augment=context.augment)
 
 
@@ -133,6 +134,8 @@ class TextDataset(MedicalDataset):
             batch.
     """
 
+    reports: list[str]
+
     def __init__(
         self,
         context: Context,
@@ -145,8 +148,8 @@ class TextDataset(MedicalDataset):
         from vilmedic_ssl.data.tokenizers import load_tokenizer, word_tokenizer
 
         self.split, self.max_len = context.split, tokenizer_max_len
-        self.texts = [" ".join(line.split()) for line in read_lines(root, context.split, file)]
-        self.ids = [f"{context.split}:{i}" for i in range(len(self.texts))]
+        self.reports = [" ".join(line.split()) for line in read_lines(root, context.split, file)]
+        self.ids = [f"{context.split}:{i}" for i in range(len(self.reports))]
         if tokenizer is not None:
             self.tokenizer = load_tokenizer(tokenizer)
         else:
@@ -155,7 +158,7 @@ class TextDataset(MedicalDataset):
             )
 
     def item(self, index: int, seed: int) -> dict[str, Any]:
-        return {"text": self.texts[index]}
+        return {"text": self.reports[index]}
 
     def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         """Adds `input_ids` and `attention_mask`, both (B, L) int64."""
@@ -170,7 +173,7 @@ class TextDataset(MedicalDataset):
         return {**super().collate(items), **tokens}
 
     def content(self) -> Any:
-        return [super().content(), self.texts]
+        return [super().content(), self.reports]
 
 
 @proto
@@ -227,20 +230,21 @@ def _fixed(label_file: str) -> list[str]:
     return [n for n in Path(label_file).read_text(encoding="utf-8").splitlines() if n.strip()]
 
 
-class _Paired(MedicalDataset):
-    """Several line-aligned datasets as one."""
+class _Paired(ImageRecords):
+    """Images and what is line-aligned with them, as one."""
 
-    def __init__(self, **parts: MedicalDataset):
-        self.parts = list(parts.values())
-        image = self.parts[0]
+    def __init__(self, *, image: ImageDataset, **others: MedicalDataset):
+        parts = {"image": image, **others}
+        self.parts: list[MedicalDataset] = list(parts.values())
         same_length(image.split, **parts)
         self.split, self.ids, self.patients = image.split, image.ids, image.patients
         for part in self.parts:
             if part.labels is not None:
                 self.labels, self.label_names = part.labels, part.label_names
         self.text = next((part for part in self.parts if isinstance(part, TextDataset)), None)
+        self.reports = self.text.reports if self.text else None
         self.tokenizer = getattr(self.text, "tokenizer", None)
-        self.files = getattr(image, "files", None)
+        self.files = image.files
 
     def item(self, index: int, seed: int) -> dict[str, Any]:
         return {k: v for part in self.parts for k, v in part.item(index, seed).items()}
@@ -249,7 +253,7 @@ class _Paired(MedicalDataset):
         return self.text.collate(items) if self.text else super().collate(items)
 
     def content(self) -> Any:
-        return [super().content(), [part.content() for part in self.parts]]
+        return [MedicalDataset.content(self), [part.content() for part in self.parts]]
 
 
 @proto

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ import numpy as np
 from vilmedic_ssl import console
 from vilmedic_ssl.data.archive import read_members
 from vilmedic_ssl.data.paths import safe_join
+from vilmedic_ssl.data.recipes.elpv_twins import groups
 from vilmedic_ssl.data.recipes.tables import counts, write_tables
+from vilmedic_ssl.data.stratify import stratify
 from vilmedic_ssl.errors import UserError
 
 UNDER = "elpv_dataset/data/"
@@ -27,8 +30,9 @@ elpv: electroluminescence images of solar cells, 300 x 300, 8-bit grey. Not medi
 {counts}
 
 Split     stratified by defect probability and cell type, from a fixed seed, 60 / 15 / 25 %.
-          The 44 modules the cells were cut from are not named in the data: cells of one module may
-          lie on both sides of the split, and the patient column is the cell itself.
+          734 cells have twins that show almost the same picture (neighbouring wafers of one block,
+          or one cell twice). Twins stay in one split: they share the patient column. The 44 modules
+          the cells were cut from are not named, so other cells of one module may be divided.
 Labels    defect: 1 where the annotated probability (0, 1/3, 2/3 or 1) is at least 0.5; condition
           is the same in words; type: mono or poly, the crystal of the cell.
 Reports   one sentence written from the annotation, so it contains the label; no person wrote it.
@@ -58,34 +62,34 @@ def build_elpv(archive: Path, folder: Path) -> tuple[int, str]:
         raise UserError(
             "elpv: labels.csv and the images of the archive do not match: fetch it again"
         )
-    splits = stratified([f"{probability} {kind}" for _, probability, kind in rows])
+    owner = {cell: twins[0] for twins in groups() for cell in twins}
+    owners = [owner.get(Path(path).stem, Path(path).stem) for path, _, _ in rows]
+    splits = _split(owners, [f"{probability} {kind}" for _, probability, kind in rows])
     samples = [
-        _sample(path, float(probability), kind, split)
-        for (path, probability, kind), split in zip(rows, splits, strict=True)
+        _sample(path, float(probability), kind, who, split)
+        for (path, probability, kind), who, split in zip(rows, owners, splits, strict=True)
     ]
     write_tables(folder, samples, labels=["defect"], classes=["type", "condition"])
     return len(samples), CARD.format(counts=counts(samples))
 
 
-def stratified(strata: list[str], *, seed: int = 0) -> list[str]:
-    """A split for every sample: the same fractions in each stratum, rounded, drawn from `seed`."""
-    splits = np.full(len(strata), "test", dtype=object)
-    rng = np.random.default_rng(seed)
-    for stratum in sorted(set(strata)):
-        members = rng.permutation([i for i, s in enumerate(strata) if s == stratum])
-        train = round(FRACTIONS["train"] * len(members))
-        validate = round((FRACTIONS["train"] + FRACTIONS["validate"]) * len(members))
-        splits[members[:train]] = "train"
-        splits[members[train:validate]] = "validate"
-    return splits.tolist()
+def _split(owners: Sequence[str], strata: Sequence[str]) -> list[str]:
+    """A split for every cell, each stratum near its share, twins together."""
+    _, of_N, sizes_G = np.unique(owners, return_inverse=True, return_counts=True)
+    names, stratum_N = np.unique(strata, return_inverse=True)
+    counts_GL = np.zeros((len(sizes_G), len(names)))
+    np.add.at(counts_GL, (of_N, stratum_N), 1)
+    shares = np.array(list(FRACTIONS.values()))
+    home_G = stratify(counts_GL, sizes_G.astype(float), shares, seed=0)
+    return [list(FRACTIONS)[home] for home in home_G[of_N]]
 
 
-def _sample(path: str, probability: float, kind: str, split: str) -> dict[str, object]:
+def _sample(path: str, probability: float, kind: str, owner: str, split: str) -> dict[str, object]:
     cell = Path(path).stem
     defect = int(probability >= 0.5)
     verdict = VERDICTS[round(3 * probability)]
     return {
-        "patient": cell,
+        "patient": owner,
         "study": cell,
         "view": "EL",
         "path": path,

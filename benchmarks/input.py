@@ -1,0 +1,124 @@
+"""Training views per second and core, from files on disk to batches, against torchvision.
+
+    python benchmarks/input.py [--profile]
+
+Ours: `ImageFolder` with `cache: true`, in one grey channel and in three. Theirs: the usual SimCLR
+input of torchvision (PIL, three channels, the file opened each time). Crop, flip, brightness,
+contrast and blur have the same distribution on both sides; saturation, hue and the grey step
+change nothing in grey pictures, so one channel leaves them out.
+"""
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from pairs import compare, console, verdict
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from vilmedic_ssl.data.datasets.base import Context
+from vilmedic_ssl.data.datasets.image_folder import ImageFolder
+from vilmedic_ssl.data.loader import EpochBatches, Loader
+from vilmedic_ssl.data.transforms import Transform
+
+COUNT, BATCH = 128, 32
+
+
+def draw_files(folder: Path, side: int) -> None:
+    """Smooth random pictures, as large as films when stored as PNG."""
+    rng = np.random.default_rng(0)
+    for i in range(COUNT):
+        small = Image.fromarray(rng.integers(0, 255, (side // 8, side // 8), dtype=np.uint8))
+        noise = rng.normal(0, 2, (side, side))
+        film = np.asarray(small.resize((side, side), Image.BICUBIC)) + noise
+        path = folder / "train" / f"{i:04d}.png"
+        path.parent.mkdir(exist_ok=True, parents=True)
+        Image.fromarray(film.clip(0, 255).astype(np.uint8)).save(path)
+
+
+class Theirs(torch.utils.data.Dataset):
+    """Two views of each file as SimCLR implementations make them with torchvision."""
+
+    def __init__(self, folder: Path, crop: int):
+        from torchvision import transforms as T
+
+        kernel = max(3, crop // 10 | 1)
+        self.files = sorted((folder / "train").iterdir())
+        self.views = T.Compose(
+            [
+                T.RandomResizedCrop(crop),
+                T.RandomHorizontalFlip(),
+                T.RandomApply([T.ColorJitter(0.8, 0.8, 0.8, 0.2)], p=0.8),
+                T.RandomGrayscale(0.2),
+                T.RandomApply([T.GaussianBlur(kernel, (0.1, 2.0))], p=0.5),
+                T.ToTensor(),
+                T.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        with Image.open(self.files[index]) as image:
+            colour = image.convert("RGB")
+        return self.views(colour), self.views(colour)
+
+
+def ours(folder: Path, side: int, crop: int, channels: str) -> Loader:
+    keys = {"resize": side, "crop": crop, "views": 2, "channels": channels}
+    transform = Transform(**keys, train="simclr-natural", cache=True)
+    context = Context("train", augment=True)
+    data = ImageFolder(context, root=str(folder), fractions={"train": 1.0}, transform=transform)
+    batches = EpochBatches(len(data), batch_size=BATCH, seed=0, shuffle=True)
+    return Loader(data, batches, workers=0, pin_memory=False)
+
+
+def views_per_second(batches) -> float:
+    begin = time.perf_counter()
+    seen = sum(1 for _ in batches)
+    assert seen == COUNT // BATCH
+    return 2 * COUNT / (time.perf_counter() - begin)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    rows = []
+    for side, crop in ((512, 224), (96, 64)):
+        with tempfile.TemporaryDirectory() as folder:
+            draw_files(Path(folder), side)
+            theirs = DataLoader(Theirs(Path(folder), crop), batch_size=BATCH, shuffle=True)
+            for channels in ("gray", "rgb"):
+                mine = ours(Path(folder), side, crop, channels)
+                console.say(f"{side} -> {crop}, {channels}")
+                a, b, ratio = compare(
+                    lambda m=mine: views_per_second(m.epoch(1)),
+                    lambda t=theirs: views_per_second(t),
+                )
+                goal = verdict(ratio, 5) if channels == "gray" else ""
+                rows.append(
+                    (f"{side} -> {crop}", channels, f"{a:,.0f}", f"{b:,.0f}", f"{ratio:.1f}", goal)
+                )
+                if "--profile" in sys.argv:
+                    profile(mine)
+    header = ("pixels", "channels", "views/s/core", "torchvision", "ratio", "goal")
+    console.result(console.table(header, rows))
+
+
+def profile(loader: Loader) -> None:
+    """Where the time of our side goes."""
+    import cProfile
+    import io
+    import pstats
+
+    watch = cProfile.Profile()
+    watch.runcall(lambda: [views_per_second(loader.epoch(1)) for _ in range(4)])
+    text = io.StringIO()
+    pstats.Stats(watch, stream=text).sort_stats("tottime").print_stats(14)
+    console.result(text.getvalue())
+
+
+main()

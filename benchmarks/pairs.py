@@ -1,0 +1,34 @@
+"""Comparisons on a noisy machine: both sides in turn, medians, and the ratio of each pair."""
+
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from vilmedic_ssl import console  # noqa: E402
+
+ROUNDS = 7
+
+
+def compare(
+    ours: Callable[[], float], theirs: Callable[[], float], rounds: int = ROUNDS
+) -> tuple[float, float, float]:
+    """Medians of both measures and of their ratio, after one round that does not count."""
+    pairs = []
+    for i in range(rounds + 1):
+        first, second = (ours, theirs) if i % 2 else (theirs, ours)
+        a, b = first(), second()
+        pairs.append((a, b) if i % 2 else (b, a))
+        console.say(f"  pair {i} of {rounds}: {pairs[-1][0]:.4g}, {pairs[-1][1]:.4g}")
+    pairs = pairs[1:]
+    ratios = [a / b for a, b in pairs]
+    mine, yours = zip(*pairs, strict=True)
+    return statistics.median(mine), statistics.median(yours), statistics.median(ratios)
+
+
+def verdict(ratio: float, goal: float, *, least: bool = True) -> str:
+    """How a ratio stands to its goal."""
+    met = ratio >= goal if least else ratio <= goal
+    return f"{'met' if met else 'MISSED'} ({'>=' if least else '<='} {goal:g})"

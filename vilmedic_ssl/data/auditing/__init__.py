@@ -1,0 +1,125 @@
+"""The audit of a collection: what splits share, what is spoilt, what gives the answer away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vilmedic_ssl.data.auditing.findings import KINDS, Finding, allowed, leaks
+
+if TYPE_CHECKING:
+    from vilmedic_ssl.data.auditing.parts import Part
+
+__all__ = ["KINDS", "Finding", "allowed", "audit", "audit_parts", "leaks"]
+
+
+def audit(
+    manifest: str | Path | Sequence[Mapping[str, Any]],
+    *,
+    root: str | Path | None = None,
+    against: str | Path | Sequence[Mapping[str, Any]] | None = None,
+    label: str | None = None,
+    labels: Sequence[str] = (),
+    allow: Sequence[str] = (),
+    images: bool = True,
+    distance: int = 6,
+    workers: int = 0,
+) -> list[Finding]:
+    """What is wrong with a table of samples, worst first; leaks have severity "leak".
+
+    Args:
+        manifest: CSV or Parquet file, or rows (column -> value) with patient, study, path, report,
+            split and labels as present. Without a split column there is one split, `all`.
+        root: folder the paths are relative to; None = the file's folder, or the current one.
+        against: another table, to look for overlap between the two.
+        label: column with a class name. labels: columns of 1, 0, -1 or blank.
+        allow: kinds of leak that are warnings.
+        images: read the pixels; False compares paths only.
+        distance: bits of 64 in which the difference hashes of near-duplicates may differ.
+        workers: processes that read images.
+
+    Raises:
+        UserError: the table is unreadable or empty, or a path leads out of the root.
+    """
+    from vilmedic_ssl.data.auditing.parts import from_table
+
+    rows, folder = _table(manifest)
+    where = None if root is None else str(root)
+    parts = from_table(rows, folder, root=where, label=label, labels=list(labels))
+    if against is not None:
+        rows, folder = _table(against)
+        prefix = f"{Path(against).stem}:" if isinstance(against, (str, Path)) else "other:"
+        parts += from_table(rows, folder, 1, prefix, root=where)
+    found = audit_parts(parts, images=images, distance=distance, workers=workers)
+    return allowed(found, allow)
+
+
+def _table(manifest: str | Path | Sequence[Mapping[str, Any]]) -> tuple[Sequence[Any], Path]:
+    if isinstance(manifest, (str, Path)):
+        from vilmedic_ssl.data.datasets.manifest import read_table
+
+        return read_table(manifest), Path(manifest).parent
+    return manifest, Path()
+
+
+def audit_parts(
+    parts: Sequence[Part],
+    *,
+    images: bool = True,
+    distance: int = 6,
+    workers: int = 0,
+    policy: Mapping[str, Any] | None = None,
+) -> list[Finding]:
+    """The findings about some splits, in the order they are found.
+
+    Args:
+        policy: what uncertain and blank labels are read as, to be told.
+        images, distance, workers: as of `audit`.
+    """
+    return list(_records(parts, policy)) + list(_images(parts, images, distance, workers))
+
+
+def _records(parts: Sequence[Part], policy: Mapping[str, Any] | None) -> Iterator[Finding]:
+    """Everything that needs no picture."""
+    from vilmedic_ssl.data.auditing.labels import label_findings, no_patients
+    from vilmedic_ssl.data.auditing.overlap import shared_groups
+    from vilmedic_ssl.data.auditing.parts import pairs
+    from vilmedic_ssl.data.auditing.texts import shared_texts, text_findings
+
+    own = [part for part in parts if part.source == 0]
+    for a, b in pairs(parts):
+        yield from shared_groups(a, b)
+        yield from shared_texts(a, b)
+    yield from text_findings(own)
+    yield from label_findings(own, policy)
+    yield from no_patients(parts)
+
+
+def _images(parts: Sequence[Part], images: bool, distance: int, workers: int) -> Iterator[Finding]:
+    """Everything about files and pixels."""
+    from vilmedic_ssl import console
+    from vilmedic_ssl.data.auditing.confounding import confounded
+    from vilmedic_ssl.data.auditing.near import near_duplicates
+    from vilmedic_ssl.data.auditing.overlap import shared_paths, shared_pictures
+    from vilmedic_ssl.data.auditing.parts import pairs
+    from vilmedic_ssl.data.auditing.pictures import inverted, look_at, spoilt
+
+    if not images:
+        for a, b in pairs(parts):
+            yield from shared_paths(a, b)
+        return
+    having = [part for part in parts if part.paths is not None or part.pictures is not None]
+    bar = console.Bar(sum(map(len, having)), desc="audit", unit="image")
+    try:
+        seen = {id(part): look_at(part, workers=workers, tick=bar.advance) for part in having}
+    finally:
+        bar.close()
+    for a, b in pairs(having):
+        yield from shared_pictures(seen[id(a)], seen[id(b)])
+        yield from near_duplicates(seen[id(a)], seen[id(b)], distance=distance)
+    own = [seen[id(part)] for part in having if part.source == 0]
+    for pictures in own:
+        yield from spoilt(pictures)
+    yield from inverted(own)
+    yield from confounded(own)

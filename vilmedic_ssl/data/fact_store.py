@@ -1,0 +1,134 @@
+"""The SQLite file behind `facts.py`: a memo, never a source of errors.
+
+It may be missing, read-only, locked by another process, or garbage; every such trouble ends in
+"not known" and the caller computes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vilmedic_ssl.data.paths import cache_folder
+
+FILE = "facts-1.sqlite"  # another number when a fact changes its meaning
+PATIENCE = 5.0  # seconds to wait for a process that is writing
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the audit knows of one picture.
+
+    Attributes:
+        sha256: of the file's bytes, hex; "" when the picture has no file of its own.
+        error: why it cannot be read; the fields below are then empty.
+        pixels: sha256 over height, width and the values at 16 bits, hex. Grey stored as colour and
+            any lossless copy of the same depth agree.
+        thumb: 32 x 32 uint8, stretched to the full range.
+        width, height, channels: after decoding, upright; channels is 1 or 3.
+        std: standard deviation of the values, which lie in [0, 1].
+    """
+
+    sha256: str = ""
+    error: str = ""
+    pixels: str = ""
+    thumb: bytes = b""
+    width: int = 0
+    height: int = 0
+    channels: int = 0
+    std: float = 0.0
+
+
+class Stamp(NamedTuple):
+    """What a file is known by: it counts as unchanged while size and time of change do not."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+Entry = tuple[Stamp, Facts]
+
+
+def stamp_of(path: Path) -> Stamp | None:
+    """None when there is no such file."""
+    try:
+        state = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return Stamp(os.path.abspath(path), state.st_size, state.st_mtime_ns)
+
+
+def recall(stamps: Sequence[Stamp | None]) -> list[Facts | None]:
+    """What is known of each file; facts without `pixels` hold nothing but the hash of its bytes."""
+    found: list[Facts | None] = [None] * len(stamps)
+
+    def look(memo: sqlite3.Connection) -> None:
+        for i, stamp in enumerate(stamps):
+            row = (
+                stamp
+                and memo.execute(
+                    "SELECT sha256, pixels, thumb, width, height, channels, std FROM facts "
+                    "WHERE path = ? AND size = ? AND mtime_ns = ?",
+                    stamp,
+                ).fetchone()
+            )
+            found[i] = _facts(row) if row else None
+
+    _with_memo(look)
+    return found
+
+
+def remember(entries: Sequence[Entry]) -> None:
+    """Keep facts; what was known of the same paths goes.
+
+    One short transaction, so that processes that share the file do not wait for each other's
+    reading.
+    """
+    rows = [_row(*entry) for entry in entries]
+
+    def write(memo: sqlite3.Connection) -> None:
+        marks = ", ".join("?" * len(rows[0]))
+        memo.executemany(f"INSERT OR REPLACE INTO facts VALUES ({marks})", rows)
+        memo.commit()
+
+    if rows:
+        _with_memo(write)
+
+
+def _facts(row: tuple[Any, ...]) -> Facts:
+    return Facts(row[0], "", *row[1:])
+
+
+def _row(stamp: Stamp, facts: Facts) -> tuple[Any, ...]:
+    sha256, _, *rest = astuple(facts)
+    return (*stamp, sha256, *rest)
+
+
+def _with_memo(work: Callable[[sqlite3.Connection], None]) -> None:
+    """Do something with the database; it ends early, silently, where the file fails.
+
+    A file that is no database makes room for a new one.
+    """
+    file = cache_folder() / FILE
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch(mode=0o600)  # thumbnails of patients are nobody else's business
+        with contextlib.closing(sqlite3.connect(file, timeout=PATIENCE)) as memo:
+            memo.execute("PRAGMA synchronous = OFF")  # a lost memo costs a second reading
+            memo.execute(
+                "CREATE TABLE IF NOT EXISTS facts (path TEXT PRIMARY KEY, size INTEGER, "
+                "mtime_ns INTEGER, sha256 TEXT, pixels TEXT, thumb BLOB, "
+                "width INTEGER, height INTEGER, channels INTEGER, std REAL)"
+            )
+            work(memo)
+    except (sqlite3.OperationalError, OSError):
+        pass  # locked, read-only, full: whoever owns it will see to it
+    except sqlite3.DatabaseError:
+        with contextlib.suppress(OSError):
+            file.unlink()

@@ -1,0 +1,57 @@
+"""What every source of a file offers, and checksums of files."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file from elsewhere.
+
+    Attributes:
+        archive: the file's name once fetched.
+        sha256: hexadecimal; "" where none is known.
+        md5: for publishers who give no better; "" where none is known.
+    """
+
+    archive: str
+    sha256: str = ""
+    md5: str = ""
+
+    @property
+    def checksum(self) -> str:
+        """`sha256 0f…` or `md5 0f…`; "" where the publisher names none."""
+        if self.sha256:
+            return f"sha256 {self.sha256}"
+        return f"md5 {self.md5}" if self.md5 else ""
+
+    def found(self, path: Path) -> str:
+        """The same words for a file that is there."""
+        kind = self.checksum.partition(" ")[0]
+        return f"{kind} {digest_of(path, kind)}" if kind else ""
+
+    def is_at(self, path: Path) -> bool:
+        """True when `path` is this file: the checksum fits, or there is none to fit."""
+        return path.is_file() and self.found(path) == self.checksum
+
+    def fetch(self, folder: Path, *, name: str) -> Path:
+        """The file in `folder`, fetched unless it is there; `name` is the data set's, for messages.
+
+        Raises:
+            UserError: it cannot be had, or is not the file that the checksum names.
+        """
+        raise TypeError(f"{type(self).__name__} defines no fetch()")
+
+
+def digest_of(path: Path, kind: str) -> str:
+    """Hexadecimal `kind` ("sha256" or "md5") of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, kind).hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    return digest_of(path, "sha256")

@@ -1,0 +1,162 @@
+"""The audit of an experiment's data, as it runs before training and scoring."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vilmedic_ssl import console
+from vilmedic_ssl.errors import Leak, MissingSplit, UserError
+
+if TYPE_CHECKING:
+    from vilmedic_ssl.data.auditing.findings import Finding
+    from vilmedic_ssl.data.auditing.parts import Part
+    from vilmedic_ssl.executors.settings import AuditSettings
+    from vilmedic_ssl.experiment.settings import Experiment
+
+SPLITS = ("train", "validate", "test")
+WIDTH = 300  # letters of a finding in the terminal
+REMEDY = {
+    "patient": "divide the data by patient (`vilmedic-ssl split`)",
+    "study": "divide the data by study, or better by patient (`vilmedic-ssl split`)",
+}
+REMOVE = "take them out of one of the splits"
+
+
+def audit_before(experiment: Experiment, node: Mapping[str, Any], folder: Path) -> list[Finding]:
+    """Audit the data of a run, say what was found, and keep it in `<folder>/audit.json`.
+
+    Where a leak stops the run, an older audit.json stays and the new one is audit_refused.json.
+
+    Raises:
+        Leak: a leak that is not allowed.
+        UserError: the data cannot be read.
+    """
+    from vilmedic_ssl import dist
+
+    settings = experiment.audit
+    if settings is None:
+        return []
+
+    def work() -> list[Finding]:
+        parts = list(experiment_parts(experiment, node))
+        found = findings_of(parts, settings, experiment.workers, node)
+        name = "audit.json"
+        if _stopping(found) and (folder / name).is_file():
+            name = "audit_refused.json"
+        write_json(folder, name, found)
+        return found
+
+    found: list[Finding] = dist.on_main(work)
+    for item in found:
+        line = f"audit, {item.kind}: {textwrap.shorten(item.message, WIDTH)}"
+        (console.say if item.severity == "note" else console.warn)(line)
+    console.say(f"audit: {summary(found)}")
+    refuse(found)
+    return found
+
+
+def experiment_parts(
+    experiment: Experiment, node: Mapping[str, Any], *, source: int = 0, prefix: str = ""
+) -> Iterator[Part]:
+    """The splits that an experiment's data has, among the usual ones and those it names."""
+    from vilmedic_ssl.experiment.data import dataset_of
+
+    node = {**node, "dataset": _in_colour(node["dataset"])}
+    named = (*SPLITS, *experiment.validator.splits, *experiment.ensemblor.splits)
+    yield from parts_of(lambda split: dataset_of(experiment, node, split), named, source, prefix)
+
+
+def _in_colour(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """The node without `channels: auto`, which would open files that may be unreadable; the audit
+    sees grey stored as colour by itself.
+    """
+    from vilmedic_ssl.data.images import channels_owner
+
+    copy = json.loads(json.dumps(dataset))
+    owner = channels_owner(copy)
+    if owner is not None and owner["channels"] == "auto":
+        owner["channels"] = "rgb"
+    return copy
+
+
+def parts_of(dataset: Any, names: Sequence[str], source: int, prefix: str) -> Iterator[Part]:
+    """A part for each split that is there; another spelling of one seen before is left out.
+
+    Raises:
+        MissingSplit: of the first name, when there is none.
+    """
+    from vilmedic_ssl.data.auditing.parts import from_dataset
+
+    seen: list[Part] = []
+    missing: list[MissingSplit] = []
+    for name in dict.fromkeys(names):
+        try:
+            part = from_dataset(dataset(name), source=source, prefix=prefix)
+        except MissingSplit as error:
+            missing.append(error)
+            continue
+        if not any(part.ids == other.ids and part.paths == other.paths for other in seen):
+            seen.append(part)
+            yield part
+    if not seen:
+        raise missing[0]
+
+
+def findings_of(
+    parts: Sequence[Part],
+    settings: AuditSettings,
+    workers: int,
+    node: Mapping[str, Any] | None = None,
+) -> list[Finding]:
+    from vilmedic_ssl.data.auditing import allowed, audit_parts
+
+    data = (node or {}).get("dataset") or {}
+    policy = {
+        word: data[key]
+        for key, word in (("uncertain", "uncertain (-1)"), ("blank", "blank"))
+        if data.get("labels") and key in data
+    }
+    found = audit_parts(
+        parts, images=settings.images, distance=settings.distance, workers=workers, policy=policy
+    )
+    return allowed(found, settings.allow)
+
+
+def _stopping(found: Sequence[Finding]) -> list[Finding]:
+    return [item for item in found if item.severity == "leak"]
+
+
+def refuse(found: Sequence[Finding]) -> None:
+    """Raise a Leak that names the first one and says how to get on, if there is any."""
+    stopping = _stopping(found)
+    if stopping:
+        first = stopping[0]
+        kinds = ", ".join(dict.fromkeys(item.kind for item in stopping))
+        whose = f" (patients {', '.join(first.patients[:3])})" if first.patients else ""
+        raise Leak(
+            f"{first.kind}: {first.message}{whose if first.kind != 'patient' else ''}: "
+            f"{REMEDY.get(first.kind, REMOVE)}, or write audit.allow=[{kinds}] if it is meant"
+        )
+
+
+def summary(found: Sequence[Finding]) -> str:
+    from vilmedic_ssl.data.auditing.findings import ORDER, counted
+
+    counts = [counted(sum(f.severity == s for f in found), s) for s in ORDER]
+    return ", ".join(counts)
+
+
+def write_json(folder: Path, name: str, found: Sequence[Finding]) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {"format": 1, "findings": [item.as_dict() for item in found]}
+        (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder} ({error.strerror}); change ckpt_dir or name, or --out"
+        ) from error
+    return folder / name

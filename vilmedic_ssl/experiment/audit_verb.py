@@ -1,0 +1,132 @@
+"""`vilmedic-ssl audit`: a config, a table or a folder of images, alone or against another."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vilmedic_ssl import config as yaml_config
+from vilmedic_ssl import console
+from vilmedic_ssl.errors import ConfigError, UserError
+from vilmedic_ssl.executors.settings import AuditSettings
+from vilmedic_ssl.experiment.audit import (
+    SPLITS,
+    WIDTH,
+    experiment_parts,
+    findings_of,
+    parts_of,
+    refuse,
+    summary,
+    write_json,
+)
+from vilmedic_ssl.experiment.settings import check, spare_workers, typed
+from vilmedic_ssl.registry import closest
+from vilmedic_ssl.schema import build, complete
+
+if TYPE_CHECKING:
+    from vilmedic_ssl.data.auditing.findings import Finding
+    from vilmedic_ssl.data.auditing.parts import Part
+
+TABLES = (".csv", ".parquet")
+CONFIGS = (".yml", ".yaml")
+
+
+def audit_target(
+    target: str,
+    overrides: Sequence[str] = (),
+    *,
+    against: str | None = None,
+    out: str | None = None,
+) -> list[Finding]:
+    """Audit a config, a table or a folder of images; writes audit.json and audit.html.
+
+    Args:
+        overrides: keys of the config; for a table or a folder those of `dataset` and `audit`.
+        against: another config, table or folder, to look for overlap between the two.
+        out: folder to write to; None = the run folder of a config, else `audit`.
+
+    Raises:
+        Leak: there are leaks that are not allowed.
+        UserError: something cannot be read or written.
+    """
+    from vilmedic_ssl.report import write_audit
+
+    parts, settings, folder, node = _open(target, overrides)
+    if against is not None:
+        name = Path(against.rstrip("/")).stem
+        parts = parts + _open(against, (), source=1, prefix=f"{name}:")[0]
+    found = findings_of(parts, settings, spare_workers(), node)
+    folder = Path(out) if out else folder
+    written = write_json(folder, "audit.json", found)
+    page = write_audit(
+        folder,
+        title=f"Audit of {target}" + (f" against {against}" if against else ""),
+        findings=[item.as_dict() for item in found],
+        sizes={part.name: len(part) for part in parts},
+    )
+    rows = [(f.severity, f.kind, textwrap.shorten(f.message, WIDTH)) for f in found]
+    if rows:
+        console.result(console.table(("", "kind", "finding"), rows))
+    console.result(summary(found))
+    console.say(f"findings {written}")
+    console.say(f"page {page}")
+    refuse(found)
+    return found
+
+
+def _open(
+    target: str, overrides: Sequence[str], *, source: int = 0, prefix: str = ""
+) -> tuple[list[Part], AuditSettings, Path, dict[str, Any] | None]:
+    """The parts of a target, how to audit them, where to write, and the config if it is one."""
+    path = Path(target)
+    if path.suffix in CONFIGS:
+        node = check(yaml_config.load(target, overrides))
+        experiment = typed(node)
+        parts = list(experiment_parts(experiment, node, source=source, prefix=prefix))
+        return parts, experiment.audit or AuditSettings(), experiment.folder, node
+    node = _given(overrides)
+    settings = build(node.get("audit") or {}, cls=AuditSettings, where="audit")
+    data = node.get("dataset") or {}
+    if path.is_dir():
+        return _folder(path, data, source, prefix), settings, Path("audit"), None
+    if path.suffix not in TABLES:
+        raise UserError(
+            f"{target}: nothing that can be audited; name a config (.yml), a table (.csv or "
+            ".parquet) or a folder of images"
+        )
+    from vilmedic_ssl.data.auditing.parts import from_table
+    from vilmedic_ssl.data.datasets.manifest import read_table
+
+    keys = complete(data, from_table, "dataset")
+    parts = from_table(read_table(path), path.parent, source, prefix, **keys)
+    return parts, settings, Path("audit"), None
+
+
+def _folder(path: Path, data: Mapping[str, Any], source: int, prefix: str) -> list[Part]:
+    """The splits of a folder of images."""
+    from vilmedic_ssl.data.datasets.base import Context
+
+    given = {"proto": "ImageFolder", "root": str(path), "transform": {"channels": "rgb"}, **data}
+    splits = [p.name for p in sorted(path.iterdir()) if p.is_dir()]
+    made = (path / "train").is_dir() or (path / "training").is_dir()
+
+    def dataset(split: str) -> Any:
+        return build(given, Context(split=split), where="dataset")
+
+    return list(parts_of(dataset, (*SPLITS, *(splits if made else ())), source, prefix))
+
+
+def _given(overrides: Sequence[str]) -> dict[str, Any]:
+    """`dataset.` and `audit.` keys from a command line."""
+    node: dict[str, Any] = {}
+    for text in overrides:
+        keys, value = yaml_config.parse_override(text)
+        if keys[0] not in ("dataset", "audit"):
+            hint = closest(keys[0], ("dataset", "audit"))
+            raise ConfigError(
+                f"{text!r}: only keys of `dataset` and `audit` mean something; {hint}"
+            )
+        yaml_config.apply_override(node, keys, value, text)
+    return node

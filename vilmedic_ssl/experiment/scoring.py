@@ -1,0 +1,130 @@
+"""Scoring, from the checkpoints of a run to numbers, pictures and the report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vilmedic_ssl import console
+from vilmedic_ssl.errors import UserError
+from vilmedic_ssl.experiment.audit import audit_before
+from vilmedic_ssl.experiment.data import dataset_of, division_of, refuse_another_division
+from vilmedic_ssl.experiment.settings import Experiment, check, model_of, typed
+from vilmedic_ssl.schema import plain
+
+if TYPE_CHECKING:
+    import torch
+
+    from vilmedic_ssl.executors.features import Features
+    from vilmedic_ssl.models.base import PretrainingModel
+
+
+def ensemble(config: Mapping[str, Any]) -> dict[str, float | str]:
+    """Score trained checkpoints with the plug-ins of `ensemblor.post_processing`; returns what
+    results.json holds.
+
+    Raises:
+        UserError: wrong config, data or checkpoint; none there.
+    """
+    from vilmedic_ssl.data.images import take_channels
+    from vilmedic_ssl.executors import checkpoint
+    from vilmedic_ssl.executors.ensemblor import (
+        choose_checkpoints,
+        headline,
+        refuse_leaks,
+        run_plugins,
+        write_results,
+    )
+    from vilmedic_ssl.executors.run import read_log
+    from vilmedic_ssl.report import write_report
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("ensembling runs in one process; start it with python, not torchrun")
+    node = check(plain(config))
+    experiment, folder = typed(node), typed(node).folder
+    settings = experiment.ensemblor
+    if not folder.is_dir():
+        raise UserError(
+            f"there is no run folder {folder}; train first, or correct ckpt_dir and name"
+        )
+    files = choose_checkpoints(folder, settings.mode, experiment.ckpt)
+    contents = [checkpoint.read_run(path) for path in files]
+    seed = contents[0]["seed"]
+    console.say(f"ensembling {len(files)} checkpoint(s): {', '.join(path.name for path in files)}")
+    tag = f"{Path(experiment.ckpt or settings.mode).stem}_{seed}"
+    take_channels(node["dataset"], contents[0]["config"]["dataset"])
+    features = _features(experiment, node, contents, files, tag)
+    for split in settings.splits:
+        console.say(f"{split}: {len(features.dataset(split)):,} images")
+    for content, path in zip(contents, files, strict=True):
+        refuse_another_division(experiment, content, path)
+        refuse_leaks(content["trained_on"], features, path)
+    found = audit_before(experiment, node, folder)
+    if settings.post_processing:  # an unreadable image ends here, not in every plug-in
+        for split in settings.splits:
+            features.get(split)
+    outcome = run_plugins(settings, features, folder / "post_processing")
+    metric = contents[0]["config"]["trainor"]["early_stop_metric"]
+    if files[0] in checkpoint.best_files(folder) and metric != "training_loss":
+        outcome.results[f"validate/{metric}"] = checkpoint.score_in(files[0])
+    datasets = {split: features.dataset(split) for split in settings.splits}
+    results = {**outcome.results, **division_of(experiment, datasets)}
+    write_results(folder, results)
+    report = write_report(
+        folder,
+        title=f"{experiment.name}, {tag}",
+        results=outcome.results,
+        figures=outcome.figures,
+        config=contents[0]["config"],
+        log=read_log(folder / f"log_{seed}.jsonl"),
+        card={split: dataset.card() for split, dataset in datasets.items()},
+        checkpoints=[path.name for path in files],
+        failures=outcome.failures,
+        audit=[item.as_dict() for item in found],
+    )
+    if table := headline(outcome.results):
+        console.result(table)
+    console.say(f"results {folder / 'results.json'}")
+    console.result(f"report {report}")
+    return results
+
+
+def _features(
+    experiment: Experiment,
+    node: dict[str, Any],
+    contents: list[dict[str, Any]],
+    files: list[Path],
+    tag: str,
+) -> Features:
+    """The models of some checkpoints, ready to be asked for features."""
+    from vilmedic_ssl import dist
+    from vilmedic_ssl.executors import checkpoint
+    from vilmedic_ssl.executors.features import Features
+
+    device: torch.device = dist.choose_device(experiment.device)
+    models = []
+    for content, path in zip(contents, files, strict=True):
+        model = model_of(node, pretrained=False)
+        checkpoint.load_weights(model, content["ema"] or content["model"], path)
+        models.append(model.to(device).eval())
+
+    def dataset(split: str) -> Any:
+        return dataset_of(experiment, node, split, run_dir=experiment.folder)
+
+    def untrained() -> PretrainingModel:
+        checkpoint.seed_everything(contents[0]["seed"])
+        return model_of(node, pretrained=False).to(device).eval()
+
+    return Features(
+        dataset,
+        models,
+        untrained,
+        splits=list(experiment.ensemblor.splits),
+        tag=tag,
+        seed=contents[0]["seed"],
+        batch_size=experiment.ensemblor.batch_size,
+        workers=experiment.workers,
+        device=device,
+    )

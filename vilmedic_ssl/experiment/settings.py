@@ -1,0 +1,134 @@
+"""The top level of a config, checked and typed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from vilmedic_ssl import config as yaml_config
+from vilmedic_ssl.errors import ConfigError
+from vilmedic_ssl.executors.settings import (
+    AuditSettings,
+    EnsemblorSettings,
+    TrainorSettings,
+    ValidatorSettings,
+)
+from vilmedic_ssl.registry import load_plugins
+from vilmedic_ssl.schema import Kind, build, complete, conform, without_weights
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from vilmedic_ssl.models.base import PretrainingModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """The top level of a config.
+
+    Attributes:
+        name: the run lives in <ckpt_dir>/<name>/.
+        ckpt_dir: folder of all runs.
+        seed: of weights, order and augmentation, not of splits; several seeds may share a run
+            folder.
+        ckpt: checkpoint to resume from or to evaluate: last, best, or a file in the run folder.
+        overwrite: let a new training replace the files of the same name and seed.
+        device: cuda, mps or cpu; null = the best there is.
+        num_workers: processes that read images; null = one per spare core, at most four.
+        plugins: modules that register third-party protos.
+        dataset: data by proto.
+        split_file: file written by `split`; replaces the splits of the data.
+        train_fraction: use only this nested fraction of the training split of `split_file`.
+        audit: what is looked for in the data before training and scoring; null = nothing.
+        model: method by proto.
+        trainor: training.
+        validator: scores during training.
+        ensemblor: scores, pictures and files afterwards.
+    """
+
+    name: str
+    ckpt_dir: str = "ckpt"
+    seed: int = 0
+    ckpt: str | None = None
+    overwrite: bool = False
+    device: Literal["cuda", "mps", "cpu"] | None = None
+    num_workers: int | None = None
+    plugins: list[str] = ()  # type: ignore[assignment]
+    dataset: Annotated[dict, Kind("data/datasets")]
+    split_file: str | None = None
+    train_fraction: float | None = None
+    audit: AuditSettings | None = AuditSettings()
+    model: Annotated[dict, Kind("models")]
+    trainor: TrainorSettings | None = None
+    validator: ValidatorSettings = ValidatorSettings()
+    ensemblor: EnsemblorSettings = EnsemblorSettings()
+
+    def __post_init__(self) -> None:
+        name = Path(self.name.strip())
+        if name == Path() or name.is_absolute() or ".." in name.parts:
+            raise ConfigError(f"name: {self.name!r} must be a folder name below ckpt_dir")
+        if not 0 <= self.seed < 2**31:
+            raise ConfigError(f"seed: {self.seed}; write a whole number from 0 to 2147483647")
+        if self.num_workers is not None and self.num_workers < 0:
+            raise ConfigError(f"num_workers: {self.num_workers}; write 0 or more")
+        if self.train_fraction is not None and self.split_file is None:
+            raise ConfigError(
+                "train_fraction: also name a split_file, written by `vilmedic-ssl split --nested`"
+            )
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.ckpt_dir) / self.name
+
+    @property
+    def workers(self) -> int:
+        if self.num_workers is not None:
+            return self.num_workers
+        return spare_workers()
+
+
+def spare_workers() -> int:
+    """One process per core that this process can spare, at most four."""
+    able = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
+    return max(0, min(4, len(able) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
+    """Read, override and check a config; every default is filled in and nothing can be changed
+    afterwards.
+
+    Raises:
+        ConfigError: whatever is wrong with it, with the key's full path and the closest known keys.
+    """
+    return yaml_config.freeze(check(yaml_config.load(path, overrides)))
+
+
+def check(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A config as plain data, complete, or ConfigError."""
+    load_plugins(conform(node.get("plugins") or [], list[str], "plugins"))
+    checked = complete(node, Experiment, "")
+    typed(checked)
+    return checked
+
+
+def typed(checked: dict[str, Any]) -> Experiment:
+    """The typed top level; sections that name a proto stay mappings."""
+    sections = {
+        "trainor": TrainorSettings,
+        "validator": ValidatorSettings,
+        "ensemblor": EnsemblorSettings,
+        "audit": AuditSettings,
+    }
+    made = {
+        k: build(checked[k], cls=c, where=k) if checked[k] else None for k, c in sections.items()
+    }
+    return Experiment(**{**checked, **made})
+
+
+def model_of(config: dict[str, Any], *, pretrained: bool = True) -> PretrainingModel:
+    """The model; `pretrained=False` where a checkpoint, or chance, supplies all its weights."""
+    node = config["model"] if pretrained else without_weights(config["model"])
+    return build(node, where="model")

@@ -1,0 +1,162 @@
+"""Training, from a config to a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vilmedic_ssl import console
+from vilmedic_ssl.errors import ConfigError, UserError
+from vilmedic_ssl.experiment.audit import audit_before
+from vilmedic_ssl.experiment.data import dataset_of, hashes_of
+from vilmedic_ssl.experiment.settings import Experiment, check, model_of, typed
+from vilmedic_ssl.schema import plain
+
+if TYPE_CHECKING:
+    from vilmedic_ssl.data.loader import Loader
+
+
+def train(config: Mapping[str, Any]) -> Path:
+    """Train what a config describes, from scratch or from its `ckpt`; returns the run folder.
+
+    Raises:
+        UserError: wrong config, data or checkpoint.
+        Leak: the audit found one that is not allowed.
+        Diverged: the loss stopped being finite.
+        Interrupted: a signal arrived; a checkpoint was written.
+    """
+    from vilmedic_ssl import dist
+    from vilmedic_ssl.executors import checkpoint
+    from vilmedic_ssl.executors.run import Run
+    from vilmedic_ssl.executors.trainor import Trainor
+    from vilmedic_ssl.executors.validator import Validator, check_metrics
+
+    node = check(plain(config))
+    experiment = typed(node)
+    settings = experiment.trainor
+    if settings is None:
+        raise ConfigError("trainor: this section is required for training")
+    metrics = experiment.validator.metrics or []
+    lower = check_metrics(metrics, settings.early_stop_metric)
+    device = dist.choose_device(experiment.device)
+    dist.start(device)
+    run = Run(experiment.folder, experiment.seed)
+    content, old = None, []
+    if experiment.ckpt:
+        source = checkpoint.find(run.folder, experiment.ckpt, run.seed)
+        content = checkpoint.read_run(source)
+        run = Run(run.folder, content["seed"])
+    else:
+        old = _old_files(run, experiment.overwrite)
+    console.say(
+        f"run {run.folder}, seed {run.seed}, device {device.type}, {dist.world_size()} process(es)"
+    )
+    audit_before(experiment, node, run.folder)
+    checkpoint.seed_everything(run.seed)
+    model = model_of(node, pretrained=content is None).to(device)
+    train_loader, scored = _loaders(experiment, node, run, pin=device.type == "cuda")
+    size = sum(p.numel() for p in model.parameters())
+    learned = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    console.say(
+        f"model {node['model']['proto']}: {size / 1e6:.2f} M parameters, {learned / 1e6:.2f} M "
+        "learnable"
+    )
+    validator = Validator(scored, metrics, device)
+    dist.on_main(run.create)
+    kept = {**node, "ckpt": None, "overwrite": False, "seed": run.seed}
+    trainor = Trainor(
+        run,
+        settings,
+        model,
+        train_loader,
+        validator,
+        lower_is_better=lower,
+        config=kept,
+        data=hashes_of(
+            experiment, {k: v.dataset for k, v in {"train": train_loader, **scored}.items()}
+        ),
+        trained_on=train_loader.dataset.members(),
+    )
+    if content is not None:
+        trainor.load(content, source)
+        at = trainor.progress
+        console.say(
+            f"resumed from {source}: epoch {at.epoch}, step {at.step} of {trainor.total_steps}"
+        )
+        if at.step >= trainor.total_steps:
+            console.say("already finished; raise trainor.epochs or max_steps to go on")
+    dist.on_main(lambda: checkpoint.remove(old))
+    run.save_config(kept)
+    trainor.fit()
+    console.say(f"done: {run.folder}")
+    return run.folder
+
+
+def _old_files(run: Any, overwrite: bool) -> list[Path]:
+    """The checkpoints of an earlier training that this one replaces, once it can start.
+
+    Raises:
+        UserError: there are some and `overwrite` is false.
+    """
+    from vilmedic_ssl import dist
+    from vilmedic_ssl.executors import checkpoint
+
+    old: list[Path] = dist.on_main(
+        lambda: [p for p in [run.last, *checkpoint.best_files(run.folder, run.seed)] if p.is_file()]
+    )
+    if old and not overwrite:
+        raise UserError(
+            f"{run.folder} already holds {old[0].name}: continue it with ckpt=last, choose another "
+            "name= or seed=, or replace it with overwrite=true"
+        )
+    return old
+
+
+def _loaders(
+    experiment: Experiment, node: dict[str, Any], run: Any, *, pin: bool
+) -> tuple[Loader, dict[str, Loader]]:
+    """The training loader, and one per split of the validator.
+
+    Whether images are grey or in colour is decided by the training split and written into `node`.
+    """
+    from vilmedic_ssl import dist
+    from vilmedic_ssl.data.images import pin_channels
+    from vilmedic_ssl.data.loader import EpochBatches, Loader
+
+    settings = experiment.trainor
+    assert settings is not None
+    ranks = dist.world_size()
+
+    def loader(split: str, size: int, *, training: bool) -> Loader:
+        dataset = dataset_of(experiment, node, split, augment=True, run_dir=run.folder)
+        if min(size, len(dataset)) < ranks:
+            raise UserError(
+                f"split {split!r}: batches of {size} from {len(dataset)} images cannot be shared "
+                f"by {ranks} processes"
+            )
+        sampler = EpochBatches(
+            len(dataset),
+            batch_size=size,
+            seed=run.seed,
+            shuffle=training,
+            drop_last=training and settings.drop_last,
+            rank=dist.rank(),
+            ranks=ranks,
+        )
+        groups = f" of {len(set(dataset.patients)):,} patients" if dataset.patients else ""
+        console.say(
+            f"{split}: {len(dataset):,} images{groups}, {len(sampler)} batches of up to {size}"
+        )
+        workers = experiment.workers if training else min(1, experiment.workers)
+        return Loader(dataset, sampler, workers=workers, pin_memory=pin)
+
+    train_loader = loader("train", settings.batch_size * settings.grad_accu, training=True)
+    if train_loader.dataset.patients is None:
+        console.say(
+            "patients are unknown: intervals will be over images, and splits made from them"
+        )
+    pin_channels(node["dataset"], getattr(train_loader.dataset, "files", None))
+    size = experiment.validator.batch_size or settings.batch_size
+    splits = dict.fromkeys(experiment.validator.splits)
+    return train_loader, {split: loader(split, size, training=False) for split in splits}
