@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 DONE := $(VENV)/.installed
 
-.PHONY: demo test test-all lint docs install clean
+.PHONY: demo test test-all lint docs bench install clean
 
 demo: install
 	$(PY) bin/demo.py
@@ -19,6 +19,14 @@ lint: install
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+# Tables against a named peer; minutes each, on an otherwise idle machine. docs/speed.md explains them.
+bench: install
+	$(PY) benchmarks/input.py
+	$(PY) benchmarks/trainor.py
+	$(PY) benchmarks/startup.py
+	$(PY) benchmarks/audit.py
+	$(PY) benchmarks/near_duplicates.py
 
 # Every warning is an error: broken links and anchors, pages in no menu, unreadable blocks.
 docs: install

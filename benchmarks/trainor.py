@@ -25,7 +25,7 @@ from vilmedic_ssl.executors.settings import TrainorSettings
 from vilmedic_ssl.executors.trainor import Trainor
 from vilmedic_ssl.executors.validator import Validator
 
-NETWORKS = {"test_resnet": (64, 12), "resnet18": (32, 8)}  # images per batch, steps
+NETWORKS = {"test_resnet": (64, 40), "resnet18": (32, 20)}  # images per batch, steps
 TAU = 0.2
 
 

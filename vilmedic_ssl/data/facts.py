@@ -150,7 +150,7 @@ def read_facts(path: Path) -> Facts:
 
     try:
         sha256 = _sha256(path)
-        pixels = read._decode(path)
+        pixels = read.decode_pixels(path)
     except FileNotFoundError:
         return Facts(error=f"{path}: no such file")
     except OSError as error:

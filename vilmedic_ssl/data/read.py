@@ -43,7 +43,7 @@ def read_image(path: str | Path, *, mode: Literal["gray", "rgb"] = "gray") -> to
     """
     if mode not in ("gray", "rgb"):
         raise UserError(f'read_image: mode is "gray" or "rgb", not {mode!r}')
-    pixels = _decode(Path(path))
+    pixels = decode_pixels(Path(path))
     if mode == "gray":
         plane_HW = pixels if pixels.ndim == 2 else _luma(pixels)
         return torch.from_numpy(np.ascontiguousarray(plane_HW))[None]
@@ -70,7 +70,7 @@ def channels_of(path: str | Path) -> Literal[1, 3]:
         with _refusing(path), Image.open(path, formats=FORMATS) as image:
             if _stores_grey(image):
                 return 1
-    pixels = _decode(path)
+    pixels = decode_pixels(path)
     return 1 if pixels.ndim == 2 or _is_grey(pixels) else 3
 
 
@@ -121,8 +121,12 @@ def _kind(path: Path) -> Literal["dicom", "npy", "image"]:
     return "image"
 
 
-def _decode(path: Path) -> np.ndarray:
-    """float32 in [0, 1]: (H, W), or (H, W, 3) where the file stores colour."""
+def decode_pixels(path: Path) -> np.ndarray:
+    """float32 in [0, 1]: (H, W), or (H, W, 3) where the file stores colour.
+
+    Raises:
+        UserError: as `read_image`.
+    """
     reader = {"dicom": dicom.decode, "npy": _read_npy, "image": _read_pillow}[_kind(path)]
     with _refusing(path):
         pixels = reader(path)
