@@ -1,4 +1,5 @@
-"""Seconds and memory of the audit: first pass, remembered pass, 1,000 and 20,000 images.
+"""Seconds and memory of the audit: first pass, remembered pass, 1,000 and 20,000 images, unlike
+each other and alike, as the films of one protocol are.
 
     python benchmarks/audit.py [images ...]
 
@@ -31,18 +32,23 @@ print(json.dumps([seconds, peak, sum(f.severity == "leak" for f in found)]))
 """
 
 
-def make(folder: Path, count: int) -> Path:
-    """Smooth random pictures, sizes in turn, and their manifest: 70 / 10 / 20 %."""
+def make(folder: Path, count: int, alike: bool) -> Path:
+    """Smooth random pictures, sizes in turn, and their manifest: 70 / 10 / 20 %. Alike ones have
+    a common picture and correlate by about 0.97.
+    """
     import numpy as np
     from PIL import Image
 
     rng = np.random.default_rng(0)
+    common = rng.integers(0, 255, (12, 12)).astype(float)
     with (folder / "manifest.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["patient", "path", "split"])
         for i in range(count):
             side = SIZES[i % len(SIZES)]
-            coarse = Image.fromarray(rng.integers(0, 255, (12, 12), dtype=np.uint8))
+            cells = rng.integers(0, 255, (12, 12)).astype(float)
+            cells = 0.85 * common + 0.15 * cells if alike else cells
+            coarse = Image.fromarray(cells.astype(np.uint8))
             values = np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC)).astype(int)
             values = values + rng.integers(-6, 7, values.shape)
             Image.fromarray(values.clip(0, 255).astype(np.uint8)).save(
@@ -57,10 +63,10 @@ def main() -> None:
     counts = [int(word) for word in sys.argv[1:]] or [1000, 20000]
     workers = max(0, len(os.sched_getaffinity(0)) - 1)
     rows = []
-    for count in counts:
+    for count, alike in [(count, alike) for count in counts for alike in (False, True)]:
         with tempfile.TemporaryDirectory() as scratch:
             (Path(scratch) / "images").mkdir()
-            manifest = make(Path(scratch) / "images", count)
+            manifest = make(Path(scratch) / "images", count, alike)
             place = {"PYTHONPATH": str(REPOSITORY), "VILMEDIC_SSL_CACHE": scratch}
             for name in ("first", "remembered"):
                 command = [sys.executable, "-c", MEASURE, str(manifest), str(workers)]
@@ -69,8 +75,10 @@ def main() -> None:
                 )
                 seconds, peak, leaks = json.loads(done.stdout)
                 speed = f"{1000 * seconds / count:.2f}"
-                rows.append((f"{count:,}", name, f"{seconds:.1f}", speed, f"{peak:.0f}", leaks))
-    header = ("images", "pass", "seconds", "seconds per 1,000", "peak MiB", "leaks")
+                kind = "alike" if alike else "unlike"
+                timed = name, f"{seconds:.1f}", speed, f"{peak:.0f}", leaks
+                rows.append((f"{count:,}", kind, *timed))
+    header = ("images", "which", "pass", "seconds", "seconds per 1,000", "peak MiB", "leaks")
     console.result(f"{workers} worker process(es)")
     console.result(console.table(header, rows))
 

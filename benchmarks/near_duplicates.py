@@ -21,7 +21,7 @@ from PIL import Image  # noqa: E402
 
 from vilmedic_ssl import console  # noqa: E402
 from vilmedic_ssl.data import read_image  # noqa: E402
-from vilmedic_ssl.data.auditing.near import WAYS, _copies  # noqa: E402
+from vilmedic_ssl.data.auditing.near import copies  # noqa: E402
 from vilmedic_ssl.data.auditing.parts import from_table  # noqa: E402
 from vilmedic_ssl.data.auditing.pictures import Pictures, look_at  # noqa: E402
 from vilmedic_ssl.data.datasets.manifest import read_table  # noqa: E402
@@ -83,18 +83,15 @@ CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def pairs(train: Pictures, test: Pictures) -> set[tuple[int, int]]:
-    return {pair for way in WAYS for pair in _copies(train, test, way, DISTANCE)}
-
-
 def with_copies(test: Pictures, films: list[np.ndarray]) -> Pictures:
     """The test split and changed films behind it."""
     facts = [measure(np.ascontiguousarray(film, dtype=np.float32)) for film in films]
     thumbs = np.stack([np.frombuffer(f.thumb, np.uint8) for f in facts])
     return replace(
         test,
+        pixels=test.pixels + [f.pixels for f in facts],
         thumbs=np.concatenate([test.thumbs, thumbs]),
-        std=np.concatenate([test.std, [f.std for f in facts]]),
+        spread=np.concatenate([test.spread, [f.spread for f in facts]]),
         patients=np.concatenate([test.patients, -1 - len(test.part) - np.arange(len(facts))]),
     )
 
@@ -107,10 +104,12 @@ def column(manifest: Path) -> list[str]:
     films = [read_image(train.part.paths[i])[0].numpy() for i in chosen]
     cells = []
     for change in CHANGES.values():
-        found = pairs(train, with_copies(test, [change(film) for film in films]))
+        found = copies(
+            train, with_copies(test, [change(film) for film in films]), distance=DISTANCE
+        )
         hits = sum((i, len(test.part) + k) in found for k, i in enumerate(chosen))
         cells.append(f"{hits / COUNT:.0%}")
-    return [*cells, str(len(pairs(train, test)))]
+    return [*cells, str(len(copies(train, test, distance=DISTANCE)))]
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from vilmedic_ssl.cli import main
 from vilmedic_ssl.data import audit
 from vilmedic_ssl.data.auditing import KINDS, allowed, leaks
 from vilmedic_ssl.data.auditing.findings import finding
-from vilmedic_ssl.data.auditing.near import difference_bits
+from vilmedic_ssl.data.auditing.lookalikes import difference_bits
 from vilmedic_ssl.data.auditing.parts import from_table
 from vilmedic_ssl.data.datasets.manifest import read_table
 from vilmedic_ssl.data.fact_store import FILE
@@ -293,7 +293,44 @@ def test_classes_and_the_policy_are_told():
 def test_unknown_patients_are_told(tmp_path):
     table = [{"path": f"person{i}_virus_{i}.jpeg"} for i in range(4)]
     (found,) = kinds(audit(table, images=False))["no_patients"]
-    assert found.severity == "note" and r"dataset.patient_pattern=^(person\d+" in found.message
+    assert found.severity == "warning" and "Kaggle: fill a column `patient`" in found.message
+    (found,) = kinds(audit([{"path": "a.png"}], images=False))["no_patients"]
+    assert found.severity == "note"
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_the_pattern_told_finds_the_patients_of_listed_images(tmp_path, paired, capsys):
+    rng = np.random.default_rng(0)
+    for i, split in enumerate(("train", "validate", "test")):
+        name = f"images/p{i}/p{i}_s1.png"
+        (tmp_path / name).parent.mkdir(parents=True)
+        Image.fromarray(rng.integers(0, 255, (40, 48), dtype=np.uint8)).save(tmp_path / name)
+        (tmp_path / f"{split}.image.tok").write_text(f"{name}\n")
+        (tmp_path / f"{split}.label.tok").write_text("a\n")
+    at, proto = ("dataset.image", "ImLabel") if paired else ("dataset", "ImageDataset")
+    image = f"root: {tmp_path}, file: image.tok, image_path: {tmp_path}"
+    label = f"label: {{root: {tmp_path}, file: label.tok}}"
+    data = f"image: {{{image}}}, {label}" if paired else image
+    config = tmp_path / "tok.yml"
+    model = "model: {proto: SimCLR, cnn: {proto: CNN, backbone: resnet18}}"
+    config.write_text(f"dataset: {{proto: {proto}, {data}}}\n{model}\n")
+    command = ["audit", str(config), "--out", str(tmp_path)]
+    assert main(command) == 0
+    assert f"write '{at}.patient_pattern=" in (printed := capsys.readouterr().out)
+    told = printed.split("write '")[1].split("'")[0]
+    assert main([*command, told]) == 0 and "patients are unknown" not in capsys.readouterr().out
+
+
+def test_data_that_was_not_looked_at_is_told(cohort, rows, tmp_path, capsys):
+    (found,) = kinds(audit([{"patient": "a", "path": "a.png"}], images=False))["no_splits"]
+    assert found.severity == "warning" and "`split`" in found.message
+    windows = [{**r, "path": r["path"].replace("/", "\\")} for r in rows]
+    out = ["--out", str(tmp_path)]
+    assert main(["audit", str(write(cohort / "windows.csv", windows)), *out]) == 2
+    assert f"has backslashes, write '{rows[0]['path']}'" in capsys.readouterr().err
+    (tmp_path / "semi.csv").write_text("path;patient\na.png;1\n")
+    assert main(["audit", str(tmp_path / "semi.csv"), *out]) == 2
+    assert "one column, 'path;patient': save it with commas" in capsys.readouterr().err
 
 
 # ---- the verb, and what stops a run --------------------------------------------------------------
@@ -364,7 +401,33 @@ def test_the_verb_on_two_configs_and_a_table(cohort, tiny, tmp_path, capsys):
     assert main(["audit", config, *words, *out]) == 0
     capsys.readouterr()
     assert main(["audit", config, *words, "--against", str(cohort / "manifest.csv"), *out]) == 4
-    assert "in train and manifest:train" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "in train and manifest:train" in printed.err and "vilmedic-ssl split" not in printed.err
+    assert f"compared with {cohort / 'manifest.csv'}, " in printed.out
+
+
+def test_a_refused_folder_is_told_what_to_write(tmp_path, capsys, monkeypatch):
+    rng = np.random.default_rng(0)
+    for i, home in enumerate(("train/a", "train/b", "val/a", "val/b", "test/a", "test/b")):
+        (tmp_path / "xray" / home).mkdir(parents=True)
+        values = rng.integers(0, 255, (40, 48), dtype=np.uint8)
+        Image.fromarray(values).save(tmp_path / "xray" / home / f"p{i % 5}_.png")
+    twin = Image.open(tmp_path / "xray/train/a/p0_.png")
+    twin.point(lambda value: value // 2 + 60).save(tmp_path / "xray/test/a/p7_.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    words = ["audit", "xray"]
+    assert main(words) == 4
+    printed = capsys.readouterr()
+    assert max(map(len, printed.out.splitlines())) <= 100
+    page = (tmp_path / "audit/audit.html").read_text()
+    assert page.count("<figure>") == 1 and "1 leak" in page and "share" in page
+    told = printed.err.split('out with "')[1].split('"')[0]
+    assert main([*words, told]) == 0
+    assert main([*words, r"dataset.patient_pattern=^(p\d+)_"]) == 4
+    assert "vilmedic-ssl split config/SELFSUP/simclr-folder.yml dataset.root=xray" in (
+        capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
@@ -399,7 +462,10 @@ def leaky(cohort, rows, tiny):
 def test_a_leak_stops_training_and_scoring(leaky, tiny, tmp_path, capsys):
     run = tmp_path / "ckpt/tiny"
     assert main(["train", str(CONFIG), *tiny()]) == 0
-    assert json.loads((run / "audit.json").read_text())["findings"]
+    found = json.loads((run / "audit.json").read_text())["findings"]
+    err = capsys.readouterr().err
+    assert "note" in [f["severity"] for f in found] and "audit, classes" not in err
+    assert f"({run / 'audit.json'})" in err and err.count("audit, text:") <= 1
     before = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in run.iterdir()}
     assert main(["train", str(CONFIG), *leaky, "overwrite=true"]) == 4
     err = capsys.readouterr().err

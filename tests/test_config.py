@@ -139,6 +139,18 @@ def test_a_missing_file_and_its_neighbours(tmp_path):
         config.load(tmp_path / "simclear.yml")
 
 
+def test_a_folder_stands_for_the_one_config_in_it(tmp_path):
+    with pytest.raises(ConfigError, match=r"simclr-folder\.yml dataset\.root="):
+        config.load(tmp_path)
+    files(tmp_path, config_0="a: 1", other="a: 2")
+    assert config.load(tmp_path, ["b=3"]) == {"a": 1, "b": 3}
+    files(tmp_path, config_1="a: 1")
+    with pytest.raises(ConfigError, match=r"holds config_0\.yml, config_1\.yml; name one"):
+        config.load(tmp_path)
+    with pytest.raises(ConfigError, match="no config file .*; name a .yml file or a run folder"):
+        config.load(tmp_path / "none/x")
+
+
 def test_vilmedics_old_place_of_configs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert config.find_file("config/simclr-phantom.yml") == CONFIG
@@ -209,6 +221,7 @@ def test_overrides_merge_mappings_and_replace_the_rest(tmp_path):
         ("a.l.²=1", "a.l has 2 items"),
         ("a.l.1.x=1", "a.l.1 is 5 and has no keys"),
         ("v=[1", "not readable YAML"),
+        ("v=*a*", "\"v='*a*'\" or \"v=['*a*', '*b*']\""),
         ("v={a: 1", "not readable YAML"),
         ("v=!!python/name:os.system x", "not readable YAML"),
     ],

@@ -56,7 +56,15 @@ def test_class_numbers_agree_between_splits(tmp_path):
         assert data.label_names == ["a", "b", "c"] and data.labels[0] == label
 
 
-@pytest.mark.parametrize("spelling", ["validate", "val", "valid", "validation"])
+def test_split_folders_are_found_in_capitals_and_other_spellings(tmp_path):
+    """The layout of a well-known brain tumour collection: Training/glioma/..., Testing/..."""
+    tree(tmp_path, "Training/a/1.png", "Training/b/2.png", "Testing/a/3.png", "Valid/b/4.png")
+    for split, name in (("train", "Training/a/1.png"), ("test", "Testing/a/3.png")):
+        data = ImageFolder(Context(split), root=str(tmp_path))
+        assert data.label_names == ["a", "b"] and data.ids[0] == name
+
+
+@pytest.mark.parametrize("spelling", ["validate", "val", "valid", "validation", "Val"])
 def test_spellings_of_validate(tmp_path, spelling):
     tree(tmp_path, "train/a/1.png", "train/a/2.png", f"{spelling}/a/3.png")
     assert ImageFolder(Context("validate"), root=str(tmp_path)).ids == [f"{spelling}/a/3.png"]
@@ -127,6 +135,12 @@ def test_exclude_and_classes(tmp_path):
         ImageFolder(Context("train"), root=root, classes=["d"])
     with pytest.raises(MissingSplit, match="no image for split 'train'"):
         ImageFolder(Context("train"), root=root, exclude=["*"])
+    there = ["validate/a/*", "*/notes.txt"]  # of another split, or no image: not idle
+    (tmp_path / "train/notes.txt").touch()
+    assert len(ImageFolder(Context("train"), root=root, exclude=there)) == 12
+    for glob, told in (("1.png", r"write \"dataset.exclude=\['\*1.png'\]\""), ("*x", "correct it")):
+        with pytest.raises(UserError, match=f"matches no path below .*; {told}"):
+            ImageFolder(Context("train"), root=root, exclude=[glob])
 
 
 def test_a_class_that_one_split_lacks_may_be_asked_for(tmp_path):
@@ -156,8 +170,8 @@ def test_patient_patterns():
     assert patients_of(["a"], None) is None
     with pytest.raises(UserError, match="no regular expression"):
         patients_of(["a"], "(")
-    with pytest.raises(UserError, match="matches no file name, for example not 'a'"):
-        patients_of(["a"], "x")
+    with pytest.raises(UserError, match=r"'x\\d' matches no file name, for example not 'a'"):
+        patients_of(["a"], r"x\d")
 
 
 # ---- Manifest ------------------------------------------------------------------------------------
@@ -264,8 +278,13 @@ def test_manifests_that_are_wrong(tmp_path):
     with pytest.raises(UserError, match=r"line 3: not as many values"):
         Manifest(Context("train"), manifest=path)
     path = table(tmp_path, "file,split", "a.png,train", images=False)
-    with pytest.raises(UserError, match="has no column 'path'"):
+    with pytest.raises(UserError, match="has no column 'path'; .* this name: file, split"):
         Manifest(Context("train"), manifest=path)
+    path = table(tmp_path, "path,split,dx", "a.png,Training,x", "b.png,Training,", images=False)
+    with pytest.raises(MissingSplit, match="splits there: Training; write train in the column"):
+        Manifest(Context("train"), manifest=path)
+    with pytest.raises(UserError, match=r'dx is blank; .* "dataset.filter=\{dx: \[x\]\}"'):
+        Manifest(Context("Training"), manifest=path, label="dx")
     path = table(tmp_path, "path,split,A", "a.png,train,1")
     with pytest.raises(ConfigError, match="exclude each other"):
         Manifest(Context("train"), manifest=path, labels=["A"], label="A")
@@ -274,7 +293,7 @@ def test_manifests_that_are_wrong(tmp_path):
 @pytest.mark.parametrize("name", ["/etc/passwd", "../a.png", "sub/../../a.png", "C:\\a.png"])
 def test_paths_stay_below_the_root(tmp_path, name):
     (tmp_path / "m.csv").write_text(f"path,split\n{name},train\n")
-    with pytest.raises(UserError, match="absolute|leads out"):
+    with pytest.raises(UserError, match=f"absolute: write it relative to {tmp_path}|leads out"):
         Manifest(Context("train"), manifest=str(tmp_path / "m.csv"))
 
 

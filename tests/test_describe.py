@@ -18,6 +18,7 @@ from vilmedic_ssl.executors.settings import PostProcessing
 from vilmedic_ssl.registry import FOLDERS, find, protos
 from vilmedic_ssl.schema import REQUIRED, complete, conform, schema
 
+HOMES = {"data/datasets": "dataset", "models": "model"}
 NAMES = [name for folder in FOLDERS for name in protos(folder)]
 
 
@@ -64,6 +65,8 @@ def test_what_is_printed_is_accepted(name, tmp_path):
         made = {given: filled(keys, find(name))}
         assert conform(made, PostProcessing, "") == made
     else:
+        home = next((title for key, title in HOMES.items() if name in protos(key)), None)
+        node = node[home] if home else node
         made = filled(node, find(name))
         assert node["proto"] == name and complete(made, find(name), "") == made
         required = {k for k, key in schema(find(name)).items() if key.default is REQUIRED}
@@ -74,8 +77,12 @@ def test_what_is_printed_is_accepted(name, tmp_path):
 
 def test_every_key_carries_its_meaning():
     text = describe("Manifest")
-    assert "manifest: ???" in text and "# CSV or Parquet file with a `path` column" in text
-    assert "\n  # short side after reading, pixels" in text and "\n  resize: 256" in text
+    assert (
+        "dataset:\n  proto: Manifest\n" in text
+        and "manifest: ???" in text
+        and "# CSV or Parquet file with a `path` column" in text
+    )
+    assert "\n    # short side after reading, pixels" in text and "\n    resize: 256" in text
     assert describe("CNN").startswith("# A timm network") and "proto: CNN\n" in describe("CNN")
     assert (
         opening("One. Two.") == "One." and opening("One e.g.two\nthree.\n\nFour.")[-6:] == "three."
@@ -90,6 +97,12 @@ def test_listing_and_refusal(capsys):
     assert "knn:" in (out := capsys.readouterr().out) and "proto: SimCLR" in out
     assert main(["describe", "SimCRL"]) == 2
     assert "did you mean 'SimCLR'" in capsys.readouterr().err
+    for wrong, right in (
+        ("simclr", "SimCLR"),
+        ("trainer", "trainor"),
+        ("imagefolder", "ImageFolder"),
+    ):
+        assert main(["describe", wrong]) == 2 and repr(right) in capsys.readouterr().err
 
 
 def test_a_plug_in_is_described(tmp_path, monkeypatch, capsys):

@@ -6,7 +6,9 @@ import hashlib
 import io
 import json
 import subprocess
+import sys
 import tarfile
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,6 +99,34 @@ def test_interrupted_build_is_not_taken_as_finished(
     monkeypatch.setitem(RECIPES, "toy", toy)
     download("toy", root=root)
     assert len(list((root / "toy/images").iterdir())) == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
+def test_two_at_once_make_it_once(toy: Built, tmp_path: Path, capsys) -> None:
+    root, built = tmp_path / "data", []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def build(archive: Path, folder: Path) -> tuple[int, str]:
+        built.append(folder)
+        begun.set()
+        assert go_on.wait(20)
+        return toy.build(archive, folder)
+
+    slow = replace(toy, build=build)
+    first, second = (threading.Thread(target=slow.make, args=(root,)) for _ in range(2))
+    first.start()
+    assert begun.wait(20)
+    second.start()
+    second.join(0.5)
+    assert second.is_alive()  # it waits
+    go_on.set()
+    first.join(20)
+    second.join(20)
+    assert len(built) == 1 and toy.is_complete(root / "toy")
+    told = capsys.readouterr().err
+    assert told.count("another process is making toy; waiting") == 1
+    assert told.index("waiting") < told.index("2 images in") < told.index("already there")
+    assert sorted(path.name for path in root.iterdir()) == [".cache", "toy"]
 
 
 def test_a_folder_in_the_way_is_kept(toy: Built, tmp_path: Path, monkeypatch) -> None:

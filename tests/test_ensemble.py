@@ -129,4 +129,5 @@ def test_training_images_in_a_scored_split_are_refused(two_seeds, phantom, tmp_p
     changed = [f"dataset.manifest={tmp_path / 'm.csv'}", f"dataset.root={phantom}"]
     assert main(["ensemble", CONFIG, *two_seeds, *changed]) == 4
     n = sum(row["split"] == "train" for row in rows)
-    assert f"{n} of {n} images of split 'test' are among those" in capsys.readouterr().err
+    assert f"{n} of {n} images of split 'test' are among those" in (err := capsys.readouterr().err)
+    assert "config_0.yml as the config" in err or "config_1.yml as the config" in err

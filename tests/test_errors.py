@@ -73,7 +73,8 @@ CONFIG_MISTAKES = {
     "typo in a key": (["trainor.epoch=1"], ["trainor.epoch", "did you mean 'epochs'"]),
     "typo deep down": (["model.cnn.bakbone=x"], ["model.cnn.bakbone", "'backbone'"]),
     "mistyped value": (["trainor.batch_size=many"], ["trainor.batch_size", "an integer", "'many'"]),
-    "mistyped list": (["validator.splits=validate"], ["validator.splits", "a list"]),
+    "mistyped list": (["validator.splits=validate"], ["a list", "square brackets around it"]),
+    "percent": (["train_fraction=1%"], ["train_fraction", "write 1 % as 0.01"]),
     "unknown model": (["model.proto=SimCRL"], ["model.proto", "did you mean 'SimCLR'"]),
     "unknown dataset": (["dataset.proto=Manifst"], ["dataset.proto", "did you mean 'Manifest'"]),
     "unknown backbone": (["model.cnn.backbone=resnet51"], ["cnn.backbone", "resnet51", "resnet5"]),
@@ -182,11 +183,15 @@ def test_include_cycle(refused, tmp_path):
 def test_missing_image(train, pictures, tmp_path):
     (tmp_path / "7.png").unlink()
     train(f"dataset.manifest={manifest(tmp_path, pictures)}", words=["7.png", "no such"])
+    for row in pictures:
+        row[1] = f"a\\{row[1]}"
+    words = ["has backslashes, write 'a/"]
+    train(f"dataset.manifest={manifest(tmp_path, pictures)}", "audit=null", words=words)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_truncated_image(train, pictures, tmp_path, workers):
-    for i in range(32):  # any batch meets one
+    for i in range(31):  # any batch meets one; where none is left, the audit says so
         data = (tmp_path / f"{i}.png").read_bytes()
         (tmp_path / f"{i}.png").write_bytes(data[: len(data) // 2])
     path = manifest(tmp_path, pictures)
@@ -314,7 +319,7 @@ def test_mode(refused, trained, phantom, mode):
 
 def test_ensembling_an_unknown_run_or_split(refused, trained, phantom):
     overrides = tiny_overrides(phantom, trained.parent, "never")
-    refused("ensemble", CONFIG, *overrides, words=["no run folder", "never", "train first"])
+    refused("ensemble", CONFIG, *overrides, words=["no run folder", "never", "train it first"])
     overrides = [*tiny_overrides(phantom, trained.parent), "ensemblor.splits=[tset]"]
     refused("ensemble", CONFIG, *overrides, words=["'tset'", "test, train, validate"])
 

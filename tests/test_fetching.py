@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from server import Answers, serving
 
 from vilmedic_ssl.data.fetching import packages
 from vilmedic_ssl.data.fetching.http import CHUNK, Https
+from vilmedic_ssl.data.fetching.lock import only_one
 from vilmedic_ssl.data.fetching.packages import Npm
 from vilmedic_ssl.errors import UserError
 
@@ -245,6 +247,88 @@ def test_broken_notes_do_not_matter(tmp_path: Path) -> None:
     with serving(Answers(BODY)) as answers:
         assert source(answers.url).fetch(tmp_path, name="toy").read_bytes() == BODY
     assert answers.seen == [("bytes=5000-", None)]
+
+
+# Two processes ----------------------------------------------------------------------------------
+
+needs_locks = pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
+
+
+def process(code: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-c", code]
+    return subprocess.Popen(command, env=environment, text=True, stderr=subprocess.PIPE)
+
+
+@needs_locks
+@pytest.mark.parametrize("md5", [MD5, ""], ids=["checksum", "none"])
+def test_processes_that_want_one_file_fetch_it_once(tmp_path: Path, md5: str) -> None:
+    with serving(Answers(BODY, stalls=[5.0])) as answers:
+        code = (
+            "from pathlib import Path\n"
+            "from vilmedic_ssl.data.fetching.http import Https\n"
+            f"Https(archive='file.bin', md5={md5!r}, urls=({answers.url!r},)).fetch("
+            f"Path({str(tmp_path)!r}), name='toy')"
+        )
+        told = [p.communicate(timeout=60)[1] for p in [process(code) for _ in range(3)]]
+    assert (tmp_path / "file.bin").read_bytes() == BODY and names(tmp_path) == ["file.bin"]
+    assert len(answers.seen) == 1
+    waited = f"another process is fetching {tmp_path / 'file.bin'}; waiting\n"
+    assert sorted(text == waited for text in told) == [False, True, True]
+
+
+@needs_locks
+def test_a_lock_ends_with_its_process(tmp_path: Path, capsys) -> None:
+    code = (
+        "import time\nfrom pathlib import Path\n"
+        "from vilmedic_ssl.data.fetching.lock import only_one\n"
+        f"with only_one(Path({str(tmp_path / 'toy')!r}), 'making toy'):\n"
+        f"    Path({str(tmp_path / 'in')!r}).touch()\n    time.sleep(60)"
+    )
+    holding, until = process(code), time.monotonic() + 30
+    while not (tmp_path / "in").exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    threading.Timer(0.5, holding.kill).start()
+    begin = time.monotonic()
+    with only_one(tmp_path / "toy", "making toy"):
+        assert 0.3 < time.monotonic() - begin < 20
+        assert names(tmp_path) == [".toy.lock", "in"]
+    holding.communicate()
+    assert names(tmp_path) == ["in"]
+    assert capsys.readouterr().err == "another process is making toy; waiting\n"
+
+
+@needs_locks
+def test_only_one_is_inside(tmp_path: Path) -> None:
+    """Locks are taken away when let go; nobody may end up with the lock of a file that is gone."""
+    inside: list[int] = []
+    seen: list[int] = []
+
+    def enter() -> None:
+        for _ in range(50):
+            with only_one(tmp_path / "toy", "making toy"):
+                inside.append(1)
+                seen.append(len(inside))
+                time.sleep(0.0005)
+                inside.pop()
+
+    threads = [threading.Thread(target=enter) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [1] * 300 and names(tmp_path) == []
+
+
+@needs_locks
+def test_a_disk_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with serving(Answers(BODY)) as answers:
+        assert source(answers.url).fetch(tmp_path, name="toy").read_bytes() == BODY
+    assert "cannot be locked" in capsys.readouterr().err and names(tmp_path) == ["file.bin"]
 
 
 # Packages ---------------------------------------------------------------------------------------

@@ -143,6 +143,7 @@ def test_a_string_draws_what_the_list_written_by_hand_draws():
         ("lambda x=open('f'): transforms.Resize(1)(x)", "takes one image"),
         ("lambda x: transforms.Resize(1)(y)", "applied to x"),
         ("lambda x: x", "applied to x"),
+        (f"lambda x: torch.cat([{VIEW}(x).unsqueeze(0)])", r"remove \.unsqueeze\(0\); views are"),
         ("lambda x: []", "draws no view"),
         (f"lambda x: torch.cat([{VIEW}(x), {VIEW}(x)], dim=1)", "along dim 0"),
         (f"lambda x: torch.cat([{VIEW}(x), {EVALUATE}(x)])", "differs from the first view"),

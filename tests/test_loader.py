@@ -121,6 +121,27 @@ def test_evaluation_must_be_deterministic_already_in_training(items):
             Pipeline(Transform(evaluate=items), channels="gray", random=augment)
 
 
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"RandomCrop": {"size": 100}},
+        {"GaussianBlur": {"kernel_size": 201}},
+        {"CenterCrop": {"size": -5}},
+        {"FiveCrop": {"size": 8}},
+        {"Normalize": {"mean": [0.5, 0.5, 0.5], "std": [1, 1, 1]}},
+        "ToPILImage",
+    ],
+    ids=str,
+)
+def test_a_step_that_cannot_work_is_found_when_it_is_built(step):
+    name = step if isinstance(step, str) else next(iter(step))
+    keys = Transform(resize=32, crop=16, train=["RandomHorizontalFlip", step])
+    with pytest.raises(ConfigError, match=rf"train\.1\.{name}: .*32 x 32"):
+        Pipeline(keys, channels="gray", random=True)
+    with pytest.raises(ConfigError, match=r"evaluate"):
+        Pipeline(Transform(resize=32, evaluate=[step]), channels="gray", random=True)
+
+
 # ---- loader --------------------------------------------------------------------------------------
 
 

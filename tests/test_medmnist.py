@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import zipfile
 from pathlib import Path
 
@@ -170,6 +171,14 @@ def test_a_full_cache_is_one_sentence(tmp_path: Path, monkeypatch) -> None:
     assert copies() == []
 
 
+def test_a_cache_that_cannot_be_made_is_one_sentence(tmp_path: Path, monkeypatch) -> None:
+    write_set(tmp_path, "breastmnist", counts=FEW)
+    (tmp_path / "a file").touch()
+    monkeypatch.setenv("VILMEDIC_SSL_CACHE", str(tmp_path / "a file" / "cache"))
+    with pytest.raises(UserError, match="cannot be unpacked into.*VILMEDIC_SSL_CACHE"):
+        dataset(tmp_path, "breastmnist")
+
+
 # What can be wrong ------------------------------------------------------------------------------
 
 
@@ -239,6 +248,62 @@ def test_a_member_longer_or_shorter_than_it_says(tmp_path: Path) -> None:
             pack.writestr("x.npy", bad)
         with pytest.raises(UserError, match="damaged"):
             Npz(path).mapped("x")
+
+
+HEADERS = {  # of an array of bytes
+    "more rows than fit into memory": "'|u1', 'fortran_order': False, 'shape': (10000000000000, 1)",
+    "negative": "'|u1', 'fortran_order': False, 'shape': (-5, -6)",
+    "a date": "'<M8', 'fortran_order': False, 'shape': (30, 1)",
+    "no end": "'|u1', 'fortran_order': False, 'shape': (30, 1",
+    "an open string": "\"\"\"|u1, 'fortran_order': False, 'shape': (30, 1)",
+    "nested": f"'|u1', 'fortran_order': False, 'shape': {'(' * 900}{')' * 900}",
+}
+
+
+@pytest.mark.parametrize("fault", HEADERS)
+@pytest.mark.parametrize("member", ["train_labels", "train_images"])
+def test_headers_that_lie(tmp_path: Path, fault: str, member: str) -> None:
+    path = write_set(tmp_path, "breastmnist", counts=FEW)
+    with zipfile.ZipFile(path) as pack:
+        raw = {info.filename: pack.read(info) for info in pack.infolist()}
+    words = f"{{'descr': {HEADERS[fault]}, }}\n".encode()
+    raw[f"{member}.npy"] = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(words)) + words + bytes(30)
+    with zipfile.ZipFile(path, "w") as pack:
+        for name, content in raw.items():
+            pack.writestr(name, content)
+    with pytest.raises(UserError, match="breastmnist.npz"):
+        dataset(tmp_path, "breastmnist")
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_packings_that_numpy_does_not_write(tmp_path: Path, packing: int) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, x=np.zeros((4, 5), np.uint8))
+    with zipfile.ZipFile(path) as pack:
+        raw = pack.read("x.npy")
+    with zipfile.ZipFile(path, "w", packing) as pack:
+        pack.writestr("x.npy", raw)
+    for read in (Npz(path).shape, Npz(path).small, Npz(path).mapped):
+        with pytest.raises(UserError, match="NumPy does not write"):
+            read("x")
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_no_damage_is_a_traceback(tmp_path: Path, save) -> None:
+    path, rng = tmp_path / "a.npz", np.random.default_rng(0)
+    wanted = np.arange(600).astype(np.uint8).reshape(30, 20)
+    save(path, x=wanted)
+    good = path.read_bytes()
+    for _ in range(300):
+        bad = bytearray(good)
+        for at in rng.integers(0, len(good), rng.integers(1, 4)):
+            bad[at] = rng.integers(256)
+        path.write_bytes(bad[: rng.integers(len(bad))] if rng.random() < 0.2 else bad)
+        try:
+            assert (Npz(path).small("x") == wanted).all()
+            assert (Npz(path).mapped("x") == wanted).all()
+        except UserError as error:
+            assert str(path) in str(error)
 
 
 # Training ---------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from vilmedic_ssl.report import write_report
-from vilmedic_ssl.report_charts import curves, forest
+from vilmedic_ssl.report_charts import _full_batches, curves, forest
 
 NOTHING = {
     "title": "run",
@@ -90,6 +90,14 @@ def test_headline_shows_model_references_and_intervals(tmp_path):
     assert "AUROC of each class or finding" in text and "Effusion" in text
 
 
+def test_a_score_not_above_a_reference_is_named(tmp_path):
+    text, _ = write(tmp_path, results=scores())
+    assert "Not clearly above" not in text and "model − raw pixels" in text
+    pixels = {"test/knn/minus_pixels/auroc": 0.02, "test/knn/minus_pixels/auroc/low": -0.01}
+    text, _ = write(tmp_path, results=scores() | pixels)
+    assert "Not clearly above" in text and "<li>kNN, AUROC: raw pixels</li>" in text
+
+
 def test_nothing_is_fetched_and_pictures_are_inside(tmp_path):
     (tmp_path / "post_processing").mkdir()
     picture = tmp_path / "post_processing" / "a.png"
@@ -147,6 +155,8 @@ def test_data_card_failures_and_config_are_shown(tmp_path):
     assert "name: demo" in text and "tau: 0.5" in text
     flat, _ = write(tmp_path, card={"images": 3, "note": "made up"})
     assert "made up" in flat
+    wide = text[text.index("<h2>Data</h2>") :]
+    assert wide.index("<th>classes</th>") < wide.index("<th>hash</th>")  # cut first when narrow
 
 
 def test_curves_survive_short_broken_and_long_logs():
@@ -162,6 +172,11 @@ def test_curves_survive_short_broken_and_long_logs():
     assert list(curves(odd)) == []
     captions = [caption for caption, _, _ in curves(list(training_log(2500)))]
     assert captions[0].startswith("Loss") and len(captions) == 5
+
+
+def test_short_batches_are_left_out_of_the_loss_curve():
+    log = [{"kind": "step", "step": s, "loss": 1.0, "chance": 2.0 - (s == 3)} for s in (1, 2, 3)]
+    assert [r["step"] for r in _full_batches([*log, {"kind": "eval", "step": 4}])] == [1, 2, 4]
 
 
 def test_forest_needs_rows_and_accepts_missing_references():

@@ -18,7 +18,7 @@ from vilmedic_ssl.data.divide import divide, pool, rows_of
 from vilmedic_ssl.data.split_file import SplitFile, read_splits, write_splits
 from vilmedic_ssl.errors import MissingSplit, UserError
 from vilmedic_ssl.executors import checkpoint
-from vilmedic_ssl.experiment.data import dataset_of
+from vilmedic_ssl.experiment.data import dataset_of, warn_if_few
 from vilmedic_ssl.experiment.settings import load_config, typed
 from vilmedic_ssl.schema import plain
 
@@ -47,7 +47,7 @@ def test_split_train_and_ensemble(tiny, tmp_path, capsys):
     content = checkpoint.read_run(folder / "last_0.pth")
     assert content["data"]["split_file"] == file.hash
     assert len(content["trained_on"]) == len(file.of_split("train", 0.3))
-    assert ensemble(folder / "config_0.yml", "ensemblor.splits=[train,test]") == 0
+    assert ensemble(folder, "ensemblor.splits=[train,test]") == 0  # config_0.yml in it
     results = json.loads((folder / "results.json").read_text())
     assert results["split/hash"] == file.hash and results["split/train_fraction"] == 0.3
     assert file.hash in (folder / "report.html").read_text(encoding="utf-8")
@@ -243,13 +243,56 @@ def test_other_samples_than_those_of_the_file(tmp_path):
     node = manifest_node(pictures(tmp_path, train=rows[:4], test=rows[4:]))
     file = divided(node, tmp_path / "s.json")
     pictures(tmp_path, train=rows[:3], test=rows[4:])
-    with pytest.raises(UserError, match="names 1 sample.* '3.png' of split 'train'"):
+    with pytest.raises(UserError, match="names 1 sample.* '3.png' of split 'train'; give the `da"):
+        resplit(node, Context("train"), file)
+    pictures(tmp_path, train=[(f"other{i}.png", "p", "L") for i in range(3)])
+    with pytest.raises(UserError, match="other data: none of its 6 samples is here"):
         resplit(node, Context("train"), file)
     pictures(tmp_path, train=rows[:4], test=rows[4:], validate=[("new.png", "p", "L")])
     with pytest.raises(UserError, match="does not know 1 sample.* 'new.png' of split 'validate'"):
         resplit(node, Context("train"), file)
     with pytest.raises(MissingSplit, match="no split 'validate'; it has test, train"):
         resplit(node, Context("validate"), file)
+
+
+def test_own_splits_may_change_where_ids_tell_samples_apart(tmp_path):
+    rows = [(f"{i}.png", f"p{i}", "L") for i in range(6)]
+    node = manifest_node(pictures(tmp_path, train=rows[:4], test=rows[4:]))
+    file = divided(node, tmp_path / "s.json")
+    before = sorted(resplit(node, Context("train"), file).ids)
+    pictures(tmp_path, train=rows[2:], validate=rows[:2])
+    now = resplit(node, Context("train"), file)
+    assert sorted(now.ids) == before and now.splits.hash == file.hash
+
+
+def test_no_run_name_and_overrides_after_options(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [(f"{i}.png", f"p{i}", "L") for i in range(6)]
+    pictures(tmp_path, all=rows)
+    (tmp_path / "m.csv").unlink()
+    folder = "config/SELFSUP/simclr-folder.yml"
+    options = ["--out", "s.json", "dataset.root=.", "--overwrite", "dataset.exclude=['5.png']"]
+    assert main(["split", folder, *options]) == 0
+    assert sum(map(len, (read_splits("s.json").of_split(s) for s in SHARES))) == 5
+    assert main(["audit", folder, "dataset.root=.", "audit.images=false"]) == 0
+    assert (tmp_path / "audit/audit.json").is_file()
+    capsys.readouterr()
+    assert main(["split", ".", "--out", "t.json"]) == 2
+    assert "for a folder of images" in capsys.readouterr().err
+    assert main(["split", folder, "dataset.root=.", "--out", "t.json", "--fractions", "8,1,1"]) == 2
+    assert "images" not in capsys.readouterr().err
+    for late in ("word", "--flag=1"):
+        with pytest.raises(SystemExit):
+            main(["split", folder, "--out", "t.json", late])
+    with pytest.raises(SystemExit):
+        main(["download", "--root", ".", "phantom", "a=b"])
+
+
+def test_a_split_of_few_images_is_said(capsys):
+    warn_if_few("test", 10)
+    assert not capsys.readouterr().err
+    warn_if_few("validate", 1)
+    assert "validate: 1 image, too few" in capsys.readouterr().err
 
 
 def test_official_test_that_shares_patients_cannot_be_kept(tmp_path, capsys):

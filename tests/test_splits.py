@@ -183,6 +183,18 @@ def test_what_cannot_be_divided():
 # ---- the file ------------------------------------------------------------------------------------
 
 
+def test_of_many_images_only_the_chosen_method_is_shown(monkeypatch):
+    from vilmedic_ssl.experiment import split_verb
+
+    cohort, shares = toy(40, 0, multi=True), {"train": 0.7, "test": 0.3}
+    made_N = divide(cohort, shares, method="random", seed=0)
+    few = split_verb._evenness(cohort, shares, 0, "random", made_N)
+    monkeypatch.setattr(split_verb, "FEW", len(cohort) - 1)
+    many = split_verb._evenness(cohort, shares, 0, "random", made_N)
+    assert "stratified" in few and "balanced" in few and "random" in many
+    assert "stratified" not in many and "balanced" not in many
+
+
 def some_file(path: Path) -> SplitFile:
     rows = [("train", "a,é", "train", 0.1), ("train", "b", "test", None), ("test", "b", "train", 1)]
     return SplitFile([(*row[:3], row[3] and float(row[3])) for row in rows], {"seed": 0}, path)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -135,14 +136,36 @@ def test_an_unreadable_image_is_one_sentence_and_leaves_nothing(paths, where, wo
     assert not own_cache.exists() or list(own_cache.iterdir()) == []
 
 
-def test_what_a_killed_process_left_is_cleared_and_a_live_one_is_not(paths, own_cache):
-    gone = own_cache / f"abc.partial-{store.platform.node()}-999999999"
-    alive = own_cache / f"abc.partial-{store.platform.node()}-{os.getppid()}"
-    foreign = own_cache / "abc.partial-another-machine-999999999"
-    for folder in (gone, alive, foreign):
+def used(folder, seconds_ago):
+    then = time.time() - seconds_ago
+    for path in [*folder.iterdir(), folder]:
+        os.utime(path, (then, then))
+
+
+def test_what_a_killed_process_left_goes_after_a_day(paths, own_cache):
+    old, young = (own_cache / f"{store.PARTIAL}{name}" for name in ("old", "young"))
+    for folder in (old, young):
         folder.mkdir(parents=True)
+        (folder / store.PIXELS).write_bytes(b"123")
+    used(old, 2 * store.UNUSED)
     ImageFiles(paths, Transform(**SMALL, cache=True), augment=False).ready()
-    assert not gone.exists() and alive.exists() and foreign.exists()
+    assert not old.exists() and young.exists()
+
+
+def test_the_limit_is_for_all_caches_and_the_longest_unused_make_room(paths, own_cache, capsys):
+    def made(resize, size=50_000):
+        keys = Transform(resize=resize, crop=16, cache=True, cache_gb=size / 1e9)
+        files = ImageFiles(paths, keys, augment=False)
+        files.ready()
+        return files._store is not None
+
+    assert made(24) and made(25)  # 9 pictures of 24 x 32, a third at two bytes: 10 kB
+    first, second = sorted(own_cache.iterdir(), key=lambda p: (p / store.PIXELS).stat().st_mtime)
+    assert not made(26, size=25_000) and "cache_gb" in capsys.readouterr().err
+    used(second, 3 * store.UNUSED)
+    used(first, 2 * store.UNUSED)
+    assert made(26, size=27_000)
+    assert first.exists() and not second.exists()
 
 
 def test_a_dataset_with_a_cache_trains_on_the_same_views_as_one_in_memory(phantom):

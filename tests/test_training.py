@@ -82,6 +82,13 @@ def test_kill_and_resume_is_bit_equal(tiny, whole, number):
     assert names == {p.name for p in whole.glob("*.pth")}
 
 
+def test_the_first_step_and_the_last_of_each_epoch_are_logged(whole):
+    steps = [r for r in read_log(whole / "log_0.jsonl") if r["kind"] == "step"]
+    last = {r["epoch"]: r["step"] for r in steps}
+    assert [r["step"] for r in steps] == sorted({1, *last.values(), *range(10, last[3], 10)})
+    assert last[2] == 2 * last[1] and last[3] == 3 * last[1]
+
+
 def test_workers_do_not_change_the_weights(tiny, whole):
     assert_same(weights(run(tiny, "workers", *LONG, "num_workers=2")), weights(whole))
 

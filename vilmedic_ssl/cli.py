@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 
 from vilmedic_ssl import __version__, console
@@ -64,7 +66,8 @@ def _split(options: argparse.Namespace) -> None:
 
     words = vars(options)
     names = ("method", "fractions", "folds", "nested", "keep_test", "seed", "out", "overwrite")
-    split(load_config(options.config, options.overrides), **{name: words[name] for name in names})
+    config = load_config(options.config, options.overrides, name="split")
+    split(config, **{name: words[name] for name in names})
 
 
 def _split_options(made: argparse.ArgumentParser) -> None:
@@ -134,7 +137,10 @@ def parser() -> argparse.ArgumentParser:
         ("split", _split, "divide the data anew, by patient, and write the division to a file"),
     ):
         made = verb(name, run, told)
-        made.add_argument("config", help="YAML file, for example config/SELFSUP/simclr-phantom.yml")
+        made.add_argument(
+            "config",
+            help="YAML file, for example config/SELFSUP/simclr-phantom.yml, or a run folder",
+        )
         made.add_argument(
             "overrides", nargs="*", metavar="key=value", help="dotted keys on top of the file"
         )
@@ -155,9 +161,28 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; overrides may also stand after options, where argparse leaves them over."""
+    made = parser()
+    options, rest = made.parse_known_args(argv)
+    late = [word for word in rest if "=" in word and not word.startswith("-")]
+    if len(late) < len(rest) or (late and "overrides" not in options):
+        made.error(f"unrecognized arguments: {' '.join(rest)}")
+    if late:
+        options.overrides += late
+    return options
+
+
+def _end(number: int, frame: object) -> None:
+    """SIGTERM ends a run as Ctrl-C does, wherever it is."""
+    raise KeyboardInterrupt
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
-    options = parser().parse_args(argv)
+    options = parse(argv)
+    mine = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, _end) if mine else None
     try:
         options.run(options)
     except (UserError, Leak, Diverged, Interrupted) as error:
@@ -167,6 +192,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.fail("interrupted")
         return 130
     finally:
+        if mine:
+            signal.signal(signal.SIGTERM, before)
         if "torch.distributed" in sys.modules:
             from vilmedic_ssl import dist
 

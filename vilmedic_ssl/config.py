@@ -40,7 +40,32 @@ def find_file(name: str | Path, beside: Path | None = None) -> Path:
             if (folder / candidate).is_file():
                 return folder / candidate
     siblings = [p.as_posix() for p in name.parent.glob("*.yml")] if name.parent.is_dir() else []
-    raise ConfigError(f"there is no config file {name}; {closest(name.as_posix(), siblings)}")
+    near = closest(name.as_posix(), siblings) if siblings else "name a .yml file or a run folder"
+    raise ConfigError(f"there is no config file {name}; {near}")
+
+
+def config_in(folder: Path) -> Path | None:
+    """The saved config of a run folder; None where there is none.
+
+    Raises:
+        ConfigError: there are several, of several seeds.
+    """
+    found = sorted(folder.glob("config_[0-9]*.yml"))
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise ConfigError(f"{folder} holds {names}; name one of these files instead of the folder")
+    return found[0] if found else None
+
+
+def of_folder(folder: Path) -> Path:
+    """`config_in`, or ConfigError."""
+    found = config_in(folder)
+    if found is None:
+        raise ConfigError(
+            f"{folder} is a folder without config_0.yml, so no trained run; name a .yml file, for "
+            f"a folder of images say config/SELFSUP/simclr-folder.yml dataset.root={folder}"
+        )
+    return found
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -94,7 +119,10 @@ def parse_override(text: str) -> tuple[list[str], Any]:
     try:
         parsed = OmegaConf.from_dotlist([f"value={value}"])
     except (YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{text!r}: the value is not readable YAML; quote it") from error
+        raise ConfigError(
+            f"{text!r}: the value is not readable YAML; put quotes around it inside those of the "
+            f"""shell, for example "{key}='*a*'\" or "{key}=['*a*', '*b*']\""""
+        ) from error
     return key.split("."), OmegaConf.to_container(parsed, resolve=False)["value"]  # type: ignore[index,call-overload]
 
 
@@ -146,10 +174,13 @@ def refuse_resolvers(node: Any, where: str, allow_env: bool) -> None:
 def load(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Read a config with its includes, apply `a.b=c` overrides and resolve interpolation.
 
+    A run folder stands for the config in it.
+
     Raises:
         ConfigError: missing or unreadable file, bad override, resolver call, dangling `${...}`.
     """
-    node = read_with_includes(find_file(path))
+    path = Path(path)
+    node = read_with_includes(of_folder(path) if path.is_dir() else find_file(path))
     node.pop("allow_env", None)
     allow_env = False
     for text in overrides:

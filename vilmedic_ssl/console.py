@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import logging
 import os
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import zip_longest
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -110,14 +113,33 @@ def progress(
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A plain-text table, columns as wide as their widest cell."""
+    """A plain-text table, columns as wide as their widest cell; on a terminal, or where COLUMNS is
+    set, the widest ones are wrapped between words until it fits.
+    """
     cells = [[str(cell) for cell in row] for row in (header, *rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    lines = [
-        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells
+    columns = list(zip(*cells, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    words = [
+        max((len(w) for cell in column for w in cell.split()), default=0) for column in columns
     ]
-    lines.insert(1, "  ".join("-" * w for w in widths))
+    room = shutil.get_terminal_size((sys.maxsize, 0)).columns - 2 * (len(widths) - 1)
+    while sum(widths) > room and (wide := [i for i, w in enumerate(widths) if w > words[i]]):
+        widths[max(wide, key=widths.__getitem__)] -= 1
+    lines = [line for row in cells for line in _wrapped(row, widths)]
+    lines.insert(len(_wrapped(cells[0], widths)), "  ".join("-" * w for w in widths))
     return "\n".join(lines)
+
+
+def _wrapped(row: Sequence[str], widths: Sequence[int]) -> list[str]:
+    """The lines of one row."""
+    cells = [
+        [c] if len(c) <= w else textwrap.wrap(c, w, break_long_words=False, break_on_hyphens=False)
+        for c, w in zip(row, widths, strict=True)
+    ]
+    return [
+        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()
+        for line in zip_longest(*cells, fillvalue="")
+    ]
 
 
 def quiet_libraries() -> None:

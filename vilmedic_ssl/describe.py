@@ -26,6 +26,7 @@ TITLES = {
     "post_processing": "ensemblor.post_processing",
 }
 SECTIONS = ("audit", "trainor", "validator", "ensemblor")
+HOMES = {"MedicalDataset": "dataset", "PretrainingModel": "model"}  # base class -> key of a config
 
 
 def listing() -> str:
@@ -69,20 +70,24 @@ def meanings(obj: Any) -> dict[str, str]:
 
 
 def describe(name: str) -> str:
-    """The YAML of one proto or section: every key with its default, `???` where one is required,
-    and its meaning as a comment.
+    """The YAML of one proto or section, to paste into a config: every key with its default, `???`
+    where one is required, and its meaning as a comment. A dataset stands under `dataset:`, a model
+    under `model:`; a part of a model has no fixed place.
 
     Raises:
         ConfigError: no such proto.
     """
-    obj = _section(name) if name in SECTIONS else find(name, where="describe")
-    named = inspect.isclass(obj) and name not in SECTIONS
-    lines = [*_comment(opening(inspect.getdoc(obj) or "")), f"proto: {name}" if named else ""]
+    section = name in SECTIONS
+    obj = _section(name) if section else find(name, where="describe", also=SECTIONS)
     keys = list(_keys(obj, {}))
-    if not named:
-        lines[-1] = f"{name}:" if keys else f"{name}: {{}}"
-        keys = [f"  {line}" for line in keys]
-    return "\n".join([*lines, *keys])
+    home = name
+    if inspect.isclass(obj) and not section:
+        keys = [f"proto: {name}", *keys]
+        home = next((HOMES[c.__name__] for c in obj.__mro__ if c.__name__ in HOMES), "")
+    if home:
+        head = f"{home}:" if keys else f"{home}: {{}}"
+        keys = [head, *(f"  {line}" for line in keys)]
+    return "\n".join([*_comment(opening(inspect.getdoc(obj) or "")), *keys])
 
 
 def _section(name: str) -> Callable[..., Any]:

@@ -94,17 +94,21 @@ def load_plugins(modules: Iterable[str]) -> None:
 def closest(word: str, known: Iterable[str]) -> str:
     """The end of a did-you-mean sentence."""
     known = sorted(known)
-    near = difflib.get_close_matches(str(word), known, n=3, cutoff=0.5)
+    folded = {name.lower(): name for name in known}
+    matches = difflib.get_close_matches(str(word).lower(), folded, n=3, cutoff=0.5)
+    near = [folded[match] for match in matches]
     if near:
         return f"did you mean {' or '.join(repr(n) for n in near)}?"
     return f"known: {', '.join(known)}" if known else "nothing is known here"
 
 
-def find(name: str, *, folder: str | None = None, where: str = "proto") -> Callable[..., Any]:
+def find(
+    name: str, *, folder: str | None = None, where: str = "proto", also: Iterable[str] = ()
+) -> Callable[..., Any]:
     """The class or function registered under `name`.
 
     Raises:
-        ConfigError: unknown name, with the closest known ones of `folder`.
+        ConfigError: unknown name, with the closest known ones of `folder` and of `also`.
     """
     if not isinstance(name, str):
         raise ConfigError(f"{where}: expected a name, found {name!r}")
@@ -115,7 +119,7 @@ def find(name: str, *, folder: str | None = None, where: str = "proto") -> Calla
         if folder is None or home == folder:
             return getattr(importlib.import_module(module), attribute)
     known = [key for key, entry in index().items() if folder in (None, entry[0])] + list(_plugins)
-    raise ConfigError(f"{where}: there is no {name!r}; {closest(name, known)}")
+    raise ConfigError(f"{where}: there is no {name!r}; {closest(name, [*known, *also])}")
 
 
 def is_plugin(name: str) -> bool:

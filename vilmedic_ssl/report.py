@@ -7,12 +7,14 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from vilmedic_ssl import __version__
 from vilmedic_ssl.report_charts import curves, forest
 
 REFERENCES = {"": "model", "random_init": "random init", "pixels": "raw pixels"}
@@ -57,7 +59,7 @@ figure { margin: 0; padding: .5rem; background: var(--card); border: 1px solid v
 figure img { display: block; width: 100%; height: auto; background: #fff; border-radius: 4px; }
 figcaption { color: var(--soft); font-size: .9rem; padding: .4rem .2rem 0; }
 .one { max-width: 36rem; }
-.alarm { border-left: 4px solid var(--alarm); }
+.alarm { border-left: 4px solid var(--alarm); padding-left: .6rem; }
 ul { margin: .4rem 0; padding-left: 1.4rem; }
 pre { overflow-x: auto; background: var(--card); padding: .8rem; border-radius: 8px;
   font-size: .85rem; white-space: pre-wrap; }
@@ -113,18 +115,8 @@ def write_report(
         ),
     ]
     path = run_dir / "report.html"
-    path.write_text(_page(title, sections), encoding="utf-8")
-    return path
-
-
-def write_audit(
-    folder: Path, *, title: str, findings: Sequence[Mapping[str, Any]], sizes: Mapping[str, int]
-) -> Path:
-    """Write `folder/audit.html`: samples per split, and the findings, worst first."""
-    splits = _table(["split", "samples"], [[escape(k), f"{n:,}"] for k, n in sizes.items()])
-    sections = [_section("Splits", splits), _section("Findings", _findings(findings))]
-    path = folder / "audit.html"
-    path.write_text(_page(title, sections), encoding="utf-8")
+    page = _page(title, sections)
+    path.write_text(page, encoding="utf-8", errors="backslashreplace")  # names that are not UTF-8
     return path
 
 
@@ -133,7 +125,8 @@ def _page(title: str, sections: Iterable[str]) -> str:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        f"<h1>{escape(title)}</h1>\n{''.join(sections)}"
+        f"<h1>{escape(title)}</h1>\n<p>{datetime.now():%Y-%m-%d %H:%M}, vilmedic_ssl "
+        f"{__version__}</p>\n{''.join(sections)}"
         "<footer>Research use only. Not a medical device; not for diagnosis or treatment. "
         "Made by vilmedic_ssl.</footer>\n</body>\n</html>\n"
     )
@@ -170,10 +163,10 @@ def _headline(results: Mapping[str, float]) -> str:
     )
     picture = _figure(chart, "Test scores with their 95 % intervals") if chart else ""
     words = (
-        "<p>In brackets: 95 % bootstrap interval over patients; the difference is paired. "
+        "<p>In brackets: 95 % bootstrap interval over patients; the differences are paired. "
         "Chance is 0.5 for AUROC and 1 / classes for balanced accuracy.</p>"
     )
-    parts = f'<div class="one">{picture}</div>{body}{words}' if body else ""
+    parts = f'<div class="one">{picture}</div>{_not_above(results)}{body}{words}' if body else ""
     return _section("What the representation is worth", parts)
 
 
@@ -211,11 +204,24 @@ def _comparison(results: Mapping[str, float], rows: Sequence[Row]) -> str:
         [
             f"{escape(plugin)}<small>{escape(metric)}</small>",
             *(_cell(results, name(r)) for r in REFERENCES),
-            _cell(results, name("minus_random_init"), sign="+"),
+            *(_cell(results, name(f"minus_{r}"), sign="+") for r in REFERENCES if r),
         ]
         for plugin, metric, name in rows
     ]
-    return _table(["", *REFERENCES.values(), "model − random init"], lines, mark=1)
+    differences = [f"model − {title}" for r, title in REFERENCES.items() if r]
+    return _table(["", *REFERENCES.values(), *differences], lines, mark=1)
+
+
+def _not_above(results: Mapping[str, float]) -> str:
+    """The test scores in which training did not clearly beat a reference, if any."""
+    lines = [
+        escape(f"{plugin}, {metric}: {title}")
+        for plugin, metric, name in _rows(results, "test", each=False)
+        for reference, title in REFERENCES.items()
+        if reference and (_triple(results, name(f"minus_{reference}")) or (1, 1, 1))[1] <= 0
+    ]
+    words = "<p>Not clearly above (the interval of the difference is not wholly above 0):</p>"
+    return f'<div class="alarm">{words}{_list(lines)}</div>' if lines else ""
 
 
 def _pictures(run_dir: Path, figures: Sequence[Figure]) -> str:
@@ -319,7 +325,7 @@ def _nested(value: Any, depth: int = 0) -> str:
         inner = [v for v in value.values() if isinstance(v, Mapping)]
         if len(inner) < len(value):
             return _table(["", ""], [[escape(str(k)), _nested(v, 1)] for k, v in value.items()])
-        keys = list(dict.fromkeys(k for v in inner for k in v))
+        keys = sorted(dict.fromkeys(k for v in inner for k in v), key="hash".__eq__)  # wide: last
         rows = [
             [f"<b>{escape(str(name))}</b>", *(_nested(v.get(k, "–"), 1) for k in keys)]
             for name, v in value.items()

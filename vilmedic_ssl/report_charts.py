@@ -61,7 +61,7 @@ def forest(rows: Sequence[tuple[str, Mapping[str, Triple | None]]]) -> bytes | N
             )
     plot.set_yticks(range(len(rows)), [label for label, _ in rows], fontsize=11)
     plot.set_ylim(len(rows) - 0.5, -0.5)
-    plot.margins(x=0.12)
+    _room(plot, [triple for _, triples in rows for triple in triples.values() if triple])
     plot.tick_params(axis="y", length=0)
     plot.grid(axis="x", color="#d8dee4", lw=0.8)
     plot.spines[["left", "top", "right"]].set_visible(False)
@@ -69,10 +69,19 @@ def forest(rows: Sequence[tuple[str, Mapping[str, Triple | None]]]) -> bytes | N
     return _png(figure)
 
 
+def _room(plot: Any, triples: Sequence[Triple]) -> None:
+    """Room to the right of the longest interval for its number; no ticks above 1."""
+    low, high = min(t[1] for t in triples), max(t[2] for t in triples)
+    span = max(high - low, 0.01)
+    plot.set_xlim(low - 0.06 * span, high + 0.22 * span)
+    plot.set_xticks([tick for tick in plot.get_xticks() if low - 0.06 * span <= tick <= 1])
+
+
 # ---------------------------------------------------------------- curves
 
 
 def _loss(log: Sequence[Record]) -> tuple[str, Any] | None:
+    log = _full_batches(log)
     x, loss = _series(log, "step", "loss")
     if not x:
         return None
@@ -89,8 +98,21 @@ def _loss(log: Sequence[Record]) -> tuple[str, Any] | None:
     seen, score = _scores(log, "validation_loss")
     if seen:
         plot.plot(seen, score, "o-", color=SECOND, lw=1.5, ms=6, mec="white", label="validation")
-    _finish(plot)
-    return "Loss, with the level of guessing", figure
+    at, chance = _series(log, "eval", "chance")
+    if at:
+        plot.plot(at, chance, color=SECOND, lw=1.5, ls=":", label="its chance")
+    _finish(plot, columns=2)
+    return "Loss, with the level of guessing; a smaller batch has a lower level", figure
+
+
+def _full_batches(log: Sequence[Record]) -> list[Record]:
+    """The log without the steps of short batches, whose loss has a chance level of its own."""
+    full = max(_series(log, "step", "chance")[1], default=0.0)
+    return [
+        r
+        for r in log
+        if r.get("kind") != "step" or not _finite(r.get("chance")) or r["chance"] > full - 1e-6
+    ]
 
 
 def _learning_rate(log: Sequence[Record]) -> tuple[str, Any] | None:
@@ -224,8 +246,8 @@ def _second(
     plot.plot([], [], color=SECOND, lw=1.5, ls="--", label=label)
 
 
-def _finish(plot: Any) -> None:
-    plot.figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=11)
+def _finish(plot: Any, columns: int = 3) -> None:
+    plot.figure.legend(loc="outside upper left", ncols=columns, frameon=False, fontsize=11)
 
 
 def _png(figure: Any) -> bytes:

@@ -135,8 +135,19 @@ def conform(value: Any, annotation: Any, where: str) -> Any:
         and isinstance(value, Mapping)
     ):
         return complete(value, _chosen(value, annotation, where), where)
-    hint = "; put quotes around it" if annotation is str and isinstance(value, (int, float)) else ""
-    raise ConfigError(f"{where}: expected {spell(annotation)}, found {value!r}{hint}")
+    raise ConfigError(
+        f"{where}: expected {spell(annotation)}, found {value!r}{_hint(value, annotation)}"
+    )
+
+
+def _hint(value: Any, annotation: Any) -> str:
+    if annotation is str and isinstance(value, (int, float)):
+        return "; put quotes around it"
+    if typing.get_origin(annotation) is list and isinstance(value, str):
+        return "; put square brackets around it"
+    if annotation is float and isinstance(value, str) and value.endswith("%"):
+        return "; write 1 % as 0.01"
+    return ""
 
 
 def _chosen(node: Mapping[str, Any], cls: Callable[..., Any] | None, where: str) -> Any:

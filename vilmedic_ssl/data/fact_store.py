@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 from vilmedic_ssl.data.paths import cache_folder
 
-FILE = "facts-1.sqlite"  # another number when a fact changes its meaning
+FILE = "facts-3.sqlite"  # another number when a fact changes its meaning
 PATIENCE = 5.0  # seconds to wait for a process that is writing
+_held: set[Path] = set()  # waited for in vain once: this process does without them
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Facts:
             any lossless copy of the same depth agree.
         thumb: 32 x 32 uint8, stretched to the full range.
         width, height, channels: after decoding, upright; channels is 1 or 3.
-        std: standard deviation of the values, which lie in [0, 1].
+        spread: largest value less the smallest, of values in [0, 1]; 0 = one value, nothing to see.
     """
 
     sha256: str = ""
@@ -41,15 +42,23 @@ class Facts:
     width: int = 0
     height: int = 0
     channels: int = 0
-    std: float = 0.0
+    spread: float = 0.0
 
 
 class Stamp(NamedTuple):
-    """What a file is known by: it counts as unchanged while size and time of change do not."""
+    """What a file is known by: it counts as unchanged while none of this changes.
 
-    path: str
+    Copies may keep size and `mtime_ns` (`cp -p`, `rsync -a`), but not `ctime_ns` and `inode` too.
+
+    Attributes:
+        path: absolute; bytes, as a file's name need not be text.
+    """
+
+    path: bytes | str
     size: int
     mtime_ns: int
+    ctime_ns: int = 0
+    inode: int = 0
 
 
 Entry = tuple[Stamp, Facts]
@@ -61,7 +70,9 @@ def stamp_of(path: Path) -> Stamp | None:
         state = os.stat(path)
     except (OSError, ValueError):
         return None
-    return Stamp(os.path.abspath(path), state.st_size, state.st_mtime_ns)
+    inode = state.st_ino & (2**63 - 1)  # SQLite's largest whole number
+    name = os.fsencode(os.path.abspath(path))
+    return Stamp(name, state.st_size, state.st_mtime_ns, state.st_ctime_ns, inode)
 
 
 def recall(stamps: Sequence[Stamp | None]) -> list[Facts | None]:
@@ -73,8 +84,9 @@ def recall(stamps: Sequence[Stamp | None]) -> list[Facts | None]:
             row = (
                 stamp
                 and memo.execute(
-                    "SELECT sha256, pixels, thumb, width, height, channels, std FROM facts "
-                    "WHERE path = ? AND size = ? AND mtime_ns = ?",
+                    "SELECT sha256, pixels, thumb, width, height, channels, spread FROM facts "
+                    "WHERE path = ? AND size = ? AND mtime_ns = ? AND ctime_ns = ? "
+                    "AND inode = ?",
                     stamp,
                 ).fetchone()
             )
@@ -113,22 +125,29 @@ def _row(stamp: Stamp, facts: Facts) -> tuple[Any, ...]:
 def _with_memo(work: Callable[[sqlite3.Connection], None]) -> None:
     """Do something with the database; it ends early, silently, where the file fails.
 
-    A file that is no database makes room for a new one.
+    A file that is no database makes room for a new one; one that another process keeps locked is
+    not asked again.
     """
     file = cache_folder() / FILE
+    if file in _held:
+        return
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch(mode=0o600)  # thumbnails of patients are nobody else's business
         with contextlib.closing(sqlite3.connect(file, timeout=PATIENCE)) as memo:
             memo.execute("PRAGMA synchronous = OFF")  # a lost memo costs a second reading
             memo.execute(
-                "CREATE TABLE IF NOT EXISTS facts (path TEXT PRIMARY KEY, size INTEGER, "
-                "mtime_ns INTEGER, sha256 TEXT, pixels TEXT, thumb BLOB, "
-                "width INTEGER, height INTEGER, channels INTEGER, std REAL)"
+                "CREATE TABLE IF NOT EXISTS facts (path BLOB PRIMARY KEY, size INTEGER, "
+                "mtime_ns INTEGER, ctime_ns INTEGER, inode INTEGER, sha256 TEXT, pixels TEXT, "
+                "thumb BLOB, width INTEGER, height INTEGER, channels INTEGER, spread REAL)"
             )
             work(memo)
-    except (sqlite3.OperationalError, OSError):
-        pass  # locked, read-only, full: whoever owns it will see to it
+    except sqlite3.OperationalError as error:  # locked, read-only, full
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte: without the detail
+        if code == sqlite3.SQLITE_BUSY:
+            _held.add(file)
+    except OSError:
+        pass
     except sqlite3.DatabaseError:
         with contextlib.suppress(OSError):
             file.unlink()

@@ -63,10 +63,10 @@ def picture_facts(pictures: Any, name: str, *, workers: int = 0) -> Iterator[tup
 
     Args:
         pictures: has `decoded(i)` -> (C, H, W) float32 tensor in [0, 1], and a length.
-        name: changes when the pictures do; what the memo knows them by.
+        name: changes when the pictures do; what the memo knows them by. "" = they are read anew.
     """
     numbers = range(len(pictures))
-    stamps = [Stamp(f"{name}#{i}", 0, 0) for i in numbers]
+    stamps = [Stamp(f"{name}#{i}", 0, 0) if name else None for i in numbers]
     return _known_then_read(stamps, numbers, _Decoded(pictures), workers)
 
 
@@ -130,7 +130,7 @@ def _read_all(things: Sequence[Any], read: Callable[[Any], Facts], workers: int)
     import torch
     from torch.utils.data import DataLoader
 
-    from vilmedic_ssl.data.loader import _ignore_signals
+    from vilmedic_ssl.data.workers import leave_signals
 
     loader: Any = DataLoader(
         _Job(things, read),  # type: ignore[arg-type]
@@ -138,7 +138,7 @@ def _read_all(things: Sequence[Any], read: Callable[[Any], Facts], workers: int)
         num_workers=workers,
         collate_fn=list,
         generator=torch.Generator(),  # without its own it would draw from the global one
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=leave_signals,
     )
     for batch in loader:
         yield from batch
@@ -182,7 +182,7 @@ def measure(pixels: np.ndarray, sha256: str = "") -> Facts:
         width=width,
         height=height,
         channels=3 if colour else 1,
-        std=float(plane_HW.std(dtype=np.float64)),
+        spread=float(np.ptp(plane_HW)),
     )
 
 

@@ -52,7 +52,7 @@ def quick(transform: Any) -> View:
 
 @dataclass(frozen=True)
 class Chain:
-    """One after the other."""
+    """One after the other; none gives the picture as it is."""
 
     parts: Sequence[View]
 

@@ -146,6 +146,10 @@ class _Reader:
             argument = node.args[0]
             if isinstance(argument, ast.Name) and argument.id == variable:
                 return node.func
+        called = node.func if isinstance(node, ast.Call) else None
+        if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Call):
+            method = ast.unparse(node).removeprefix(ast.unparse(called.value))  # .unsqueeze(0)
+            raise self.refuse(node, f"remove {method}; views are stacked here without it")
         raise self.refuse(node, f"expected a pipeline applied to {variable}, as in P({variable})")
 
     def pipeline(self, node: ast.expr, *, nested: bool = False) -> list[tuple[ast.expr, Any]]:

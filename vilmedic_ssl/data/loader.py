@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import hashlib
-import signal
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from vilmedic_ssl.data.datasets.base import MedicalDataset
+from vilmedic_ssl.data.workers import leave_signals
 from vilmedic_ssl.errors import UserError, own_words
 
 Batch = dict[str, Any]
@@ -127,7 +127,7 @@ class Loader:
             pin_memory=pin_memory,
             # without one of its own, every iter() would draw from the global generator
             generator=torch.Generator().manual_seed(0),
-            worker_init_fn=_ignore_signals,
+            worker_init_fn=leave_signals,
         )
         _open.add(self)
 
@@ -161,11 +161,3 @@ def _close_all() -> None:
     """
     for loader in list(_open):
         loader.close()
-
-
-def _ignore_signals(worker: int) -> None:
-    """Ctrl-C and SIGTERM are for the training process, which saves first and then ends its workers;
-    it may need a second SIGTERM for that.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import tempfile
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -24,7 +25,13 @@ from vilmedic_ssl.errors import UserError
 
 MAX_SMALL = 2**28  # bytes of an array that is read into memory
 MAX_CHECKED = 2**28  # larger copies in the cache are known by their size alone
-DAMAGE = (EOFError, ValueError, KeyError, RuntimeError)  # RuntimeError: encrypted, unknown packing
+PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # all that NumPy writes
+DAMAGE = (
+    *(OSError, EOFError, ValueError, KeyError),
+    RuntimeError,  # encrypted
+    *(zlib.error, zipfile.BadZipFile),
+    *(SyntaxError, tokenize.TokenError, MemoryError),  # NumPy parses headers as Python literals
+)
 BLOCK = 10**6  # bytes
 HEADER = 4096  # bytes; NumPy's are 128 unless the array has many fields
 
@@ -62,7 +69,8 @@ class Npz:
         """Shape and type as the member's header announces them.
 
         Raises:
-            UserError: no such array, pickled objects, a header at odds with the size.
+            UserError: no such array, pickled objects, a header at odds with the size, a packing
+                other than NumPy's.
         """
         info = self._info(name)
         with self._opened() as pack, pack.open(info) as file:
@@ -71,12 +79,18 @@ class Npz:
             reads = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
             shape, fortran, kind = reads[version[0]](head)
             size = int(np.prod(shape, dtype=object)) * kind.itemsize
-            if kind.hasobject or fortran or head.tell() + size != info.file_size:
+            plain = not (kind.hasobject or fortran or any(side < 0 for side in shape))
+            if not plain or head.tell() + size != info.file_size:
                 raise ValueError(f"{name} is no plain array of the size it announces")
         return shape, kind
 
     def small(self, name: str) -> np.ndarray:
-        """An array read into memory."""
+        """An array read into memory.
+
+        Raises:
+            UserError: as `shape`, or it is too large.
+        """
+        self.shape(name)  # or a header could ask for more memory than there is
         info = self._info(name)
         if info.file_size > MAX_SMALL:
             raise UserError(f"{self.path}: {name} is too large for what it should be")
@@ -99,21 +113,18 @@ class Npz:
 
     def _unpack(self, info: zipfile.ZipInfo, copy: Path) -> None:
         """Atomic, so that several processes may do it at once; zipfile checks the checksum."""
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        handle, scratch = tempfile.mkstemp(dir=copy.parent, suffix=".partial")
+        blocks = console.progress(
+            self._unpacked(info),
+            desc=f"unpacking {self.path.name}",
+            total=-(-info.file_size // BLOCK),
+            unit="MB",
+        )
+        scratch = ""
         try:
-            with (
-                os.fdopen(handle, "wb") as file,
-                self._opened() as pack,
-                pack.open(info) as packed,
-            ):
-                for block in console.progress(
-                    _blocks(packed),
-                    desc=f"unpacking {self.path.name}",
-                    total=-(-info.file_size // BLOCK),
-                    unit="MB",
-                ):
-                    file.write(block)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            handle, scratch = tempfile.mkstemp(dir=copy.parent, suffix=".partial")
+            with os.fdopen(handle, "wb") as file:
+                file.writelines(blocks)
             os.replace(scratch, copy)
         except OSError as error:
             raise UserError(
@@ -121,20 +132,33 @@ class Npz:
                 f"{info.file_size / 1e9:.1f} GB there or set VILMEDIC_SSL_CACHE to another folder"
             ) from error
         finally:
-            Path(scratch).unlink(missing_ok=True)
+            if scratch:
+                Path(scratch).unlink(missing_ok=True)
+
+    def _unpacked(self, info: zipfile.ZipInfo) -> Iterator[bytes]:
+        """The member's bytes; trouble with reading is told apart from trouble with writing."""
+        with self._opened() as pack, pack.open(info) as packed:
+            yield from _blocks(packed)
 
     def _info(self, name: str) -> zipfile.ZipInfo:
         if name not in self.members:
             there = ", ".join(sorted(self.members)) or "nothing"
             raise UserError(f"{self.path}: holds no array {name}, but {there}; fetch it again")
-        return self.members[name]
+        info = self.members[name]
+        if info.compress_type not in PACKINGS:
+            raise UserError(
+                f"{self.path}: {name} is packed in a way that NumPy does not write "
+                f"(zip method {info.compress_type}); "
+                "fetch it again"
+            )
+        return info
 
     @contextmanager
     def _opened(self) -> Iterator[zipfile.ZipFile]:
         try:
             with zipfile.ZipFile(self.path) as pack:
                 yield pack
-        except (*DAMAGE, zlib.error, zipfile.BadZipFile) as error:
+        except DAMAGE as error:
             raise UserError(f"{self.path}: damaged ({error}); fetch it again") from error
 
 

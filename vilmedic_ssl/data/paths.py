@@ -5,19 +5,32 @@ root.
 from __future__ import annotations
 
 import os
+import tempfile
+from contextlib import suppress
 from pathlib import Path, PureWindowsPath
 
 from vilmedic_ssl.errors import UserError
 
 
 def cache_folder() -> Path:
-    """Where derived files live: $VILMEDIC_SSL_CACHE, else vilmedic_ssl in the user's cache
-    folder.
+    """Where derived files live: $VILMEDIC_SSL_CACHE, else vilmedic_ssl in the user's cache folder;
+    where the user has no home, as in some containers, a private folder among the temporary files.
     """
     if own := os.environ.get("VILMEDIC_SSL_CACHE"):
         return Path(own)
-    users = os.environ.get("XDG_CACHE_HOME")
-    return (Path(users) if users else Path.home() / ".cache") / "vilmedic_ssl"
+    try:
+        users = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return _temporary()
+    return users / "vilmedic_ssl"
+
+
+def _temporary() -> Path:
+    owner = os.getuid() if hasattr(os, "getuid") else "user"
+    folder = Path(tempfile.gettempdir()) / f"vilmedic_ssl-{owner}"
+    with suppress(OSError):  # whoever writes into it will tell
+        folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
 
 
 def safe_join(root: str | Path, relative: str | Path) -> Path:
@@ -30,7 +43,7 @@ def safe_join(root: str | Path, relative: str | Path) -> Path:
     text = str(relative)
     if Path(text).is_absolute() or PureWindowsPath(text).anchor:
         raise UserError(
-            f"path {text!r} is absolute: write it relative to {root}, "
+            f"path '{text}' is absolute: write it relative to {Path(root).absolute()}, "
             "or set the root to the folder that holds the files"
         )
     try:

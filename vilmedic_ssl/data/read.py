@@ -14,6 +14,7 @@ never a grey band, and Pillow's limit on pixels stays in force.
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,7 +90,7 @@ def _refusing(path: Path) -> Iterator[None]:
     except UnidentifiedImageError as error:
         raise UserError(
             f"{path}: not a PNG, JPEG, TIFF, BMP, DICOM or .npy image, or its first bytes are "
-            "damaged: convert it, fetch it again or leave it out"
+            f"damaged: convert it, fetch it again or leave it out{_how(path)}"
         ) from error
     except (
         Exception
@@ -97,14 +98,23 @@ def _refusing(path: Path) -> Iterator[None]:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"{path}: cannot be decoded ({reason}): the file is truncated, corrupt or of another "
-            "kind; fetch it again or leave it out"
+            f"kind; fetch it again or leave it out{_how(path)}"
         ) from error
+
+
+def _how(path: Path) -> str:
+    """How a file is left out."""
+    name = glob.escape(path.name)
+    return f" (its row of the table, or in a folder \"dataset.exclude=['*{name}']\")"
 
 
 def _kind(path: Path) -> Literal["dicom", "npy", "image"]:
     """By extension; where that says nothing, by the first bytes."""
     if not path.is_file():
         what = "is a folder, not an image" if path.is_dir() else "no such file"
+        if "\\" in path.name:
+            slashes = path.name.replace("\\", "/")
+            raise UserError(f"{path}: {what}; the path has backslashes, write '{slashes}'")
         raise UserError(f"{path}: {what}; check the path and the folder it is relative to")
     extension = path.suffix.lower()
     if extension in DICOM_EXTENSIONS:

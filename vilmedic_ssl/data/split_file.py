@@ -132,7 +132,7 @@ def _read(path: Path, mtime_ns: int, size: int) -> SplitFile:
             raise ValueError("another format")
         rows = [_row(*row) for row in content["rows"]]
         splits, told = SplitFile(rows, content["made_by"], path), content["hash"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(
             f"{path} is not a split file of format {FORMAT}; write one with `vilmedic-ssl split`"
         ) from error

@@ -8,9 +8,11 @@ whole, so that it is complete or absent, and read through a memory map, so that 
 
 from __future__ import annotations
 
+import contextlib
 import os
-import platform
 import shutil
+import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vilmedic_ssl import console
+from vilmedic_ssl.data.workers import leave_signals
 from vilmedic_ssl.errors import UserError, own_words
 
 FORMAT = 1
-PIXELS, SHAPES = "pixels.bin", "shapes.npy"
+PIXELS, SHAPES, PARTIAL = "pixels.bin", "shapes.npy", "partial-"
+UNUSED = 24 * 3600  # seconds after which a store may make room for another
 SAMPLED = 16  # pictures from which the size of the whole is estimated
 Packed = tuple[np.ndarray, np.ndarray]  # the picture's shape row without offset, its bytes
 
@@ -90,7 +94,13 @@ class _Packing(Dataset[Packed]):
 def _stream(
     packed: Callable[[int], Packed], count: int, workers: int, desc: str
 ) -> Iterator[Packed]:
-    loader: Any = DataLoader(_Packing(packed, count), batch_size=None, num_workers=workers)
+    loader: Any = DataLoader(
+        _Packing(packed, count),
+        batch_size=None,
+        num_workers=workers,
+        generator=torch.Generator(),  # without its own it would draw from the global one
+        worker_init_fn=leave_signals,
+    )
     try:
         for shape, data in console.progress(loader, desc=desc, total=count, unit="img"):
             yield np.asarray(shape), np.asarray(data)
@@ -122,10 +132,12 @@ def open_store(folder: Path) -> Store | None:
         whole = shapes[-1, 0] + np.prod(shapes[-1, 1:]) <= len(data)
     except (OSError, ValueError, EOFError, IndexError):
         whole = False
-    if whole:
-        return Store(data, shapes)
-    shutil.rmtree(folder, ignore_errors=True)
-    return None
+    if not whole:
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(folder)  # when it was last used
+    return Store(data, shapes)
 
 
 def on_disk(
@@ -134,7 +146,8 @@ def on_disk(
     """The store in `folder`, written if it is not there; None where it would not fit.
 
     Args:
-        limit: largest size in bytes; the free space of the disk is another.
+        limit: largest size in bytes of all stores beside it together; those not used for a day
+            make room. The free space of the disk is another limit.
 
     Raises:
         UserError: an unreadable image.
@@ -142,20 +155,21 @@ def on_disk(
     there = open_store(folder)
     if there is not None:
         return there
-    partial = folder.with_name(f"{folder.name}.partial-{platform.node()}-{os.getpid()}")
+    partial = None
     try:
-        partial.mkdir(parents=True)
-        _clear_abandoned(folder.parent)
+        folder.parent.mkdir(parents=True, exist_ok=True)
         sampled = range(0, count, max(1, count // SAMPLED))
         expected = int(np.mean([len(packed(i)[1]) for i in sampled]) * count)
-        room = min(limit, int(0.9 * shutil.disk_usage(partial).free))
+        room = _room(folder.parent, expected, limit)
         if expected > room:
             console.warn(
                 f"a cache of {count:,} images would take {expected / 1e9:.1f} GB and "
-                f"{room / 1e9:.1f} GB are allowed or free, so images are decoded each time; raise "
-                "cache_gb, lower resize, or point VILMEDIC_SSL_CACHE to a larger disk"
+                f"{max(room, 0) / 1e9:.1f} GB are left of cache_gb or of the disk, so images are "
+                "decoded each time; raise cache_gb, lower resize, empty "
+                f"{folder.parent}, or point VILMEDIC_SSL_CACHE to a larger disk"
             )
             return None
+        partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder.parent))
         rows, lengths = [], []
         with (partial / PIXELS).open("wb") as file:
             for shape, data in _stream(packed, count, workers, f"cache in {folder.parent}"):
@@ -168,16 +182,24 @@ def on_disk(
         if not folder.is_dir():
             console.warn(f"no cache in {folder.parent} ({error}); images are decoded each time")
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
     return open_store(folder)
 
 
-def _clear_abandoned(parent: Path) -> None:
-    """Remove what processes of this machine that were killed left behind."""
-    for path in parent.glob(f"*.partial-{platform.node()}-*"):
-        try:
-            os.kill(int(path.name.rsplit("-", 1)[1]), 0)
-        except ProcessLookupError:
+def _room(parent: Path, wanted: int, limit: int) -> int:
+    """Bytes that may be written, after stores that nobody used for a day made room, the longest
+    unused first; what killed processes left behind goes anyway.
+    """
+    now, sizes = time.time(), {}
+    for path in sorted(parent.iterdir(), key=lambda p: p.stat().st_mtime):
+        files = [file.stat() for file in path.iterdir()] if path.is_dir() else []
+        used = max([path.stat().st_mtime, *(f.st_mtime for f in files)])
+        sizes[path] = sum(f.st_size for f in files), now - used > UNUSED
+    for path, (_, idle) in list(sizes.items()):
+        crowded = sum(s for s, _ in sizes.values()) + wanted > limit
+        if idle and (crowded or path.name.startswith(PARTIAL)):
             shutil.rmtree(path, ignore_errors=True)
-        except (OSError, ValueError):
-            pass
+            del sizes[path]
+    left = limit - sum(size for size, _ in sizes.values())
+    return min(left, int(0.9 * shutil.disk_usage(parent).free))

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vilmedic_ssl.data.kernels import View, quick
+from vilmedic_ssl.data.kernels import Chain, quick
 from vilmedic_ssl.errors import ConfigError
 from vilmedic_ssl.registry import closest
 
@@ -111,16 +111,39 @@ def _zoom(size: list[int], smallest: float) -> dict[str, Any]:
     return {"RandomResizedCrop": {"size": size, "scale": [smallest, 1.0]}}
 
 
-def compose(items: list[Any], where: str) -> View:
+def compose(items: list[Any], where: str) -> Chain:
     """Build a transform from its list.
 
     Raises:
         ConfigError: unknown transform or argument, with the closest known names.
     """
-    from torchvision.transforms import v2
+    return Chain([quick(_one(item, f"{where}.{i}")) for i, item in enumerate(items)])
 
-    built = [_one(item, f"{where}.{i}") for i, item in enumerate(items)]
-    return quick(v2.Compose(built or [v2.Identity()]))
+
+def refuse_failing(chain: Chain, items: list[Any], picture_CHW: Tensor, where: str) -> None:
+    """Run each step once on a blank picture.
+
+    Raises:
+        ConfigError: a step fails on it, or gives something else than one picture.
+    """
+    shape, channels = " x ".join(map(str, picture_CHW.shape[-2:])), len(picture_CHW)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        for i, (item, step) in enumerate(zip(items, chain.parts, strict=True)):
+            name = item if isinstance(item, str) else next(iter(item))
+            try:
+                picture_CHW = step(picture_CHW)
+                fits = picture_CHW.dim() == 3 and picture_CHW.is_floating_point()
+                fits = fits and picture_CHW.numel() > 0 and len(picture_CHW) <= channels
+                told = tuple(picture_CHW.shape)
+                reason = "" if fits else f"gives {told} instead of one picture in float32"
+            except Exception as error:  # torchvision raises all kinds
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
+            if reason:
+                raise ConfigError(
+                    f"{where}.{i}.{name}: does not work on pictures of {shape} pixels ({reason}); "
+                    "correct its arguments, or take it out"
+                )
 
 
 def _one(item: Any, where: str) -> Any:
@@ -204,6 +227,9 @@ class Pipeline:
             raise ConfigError(f"{where}.views: {transform.views}; write 1 or more")
         self.first = v2.Resize(transform.resize, antialias=True)
         self.views_of, self.evaluation = views, view
+        blank = torch.zeros(len(IMAGENET[channels][0]), *_sides(transform.resize))
+        refuse_failing(views, train, blank, f"{where}.train")
+        refuse_failing(view, evaluate, blank, f"{where}.evaluate")
         mean, std = IMAGENET[channels]
         mean, std = transform.mean or mean, transform.std or std
         if (

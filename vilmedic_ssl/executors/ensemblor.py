@@ -60,7 +60,8 @@ def choose_checkpoints(folder: Path, mode: str, ckpt: str | None) -> list[Path]:
         files = checkpoint.ranked(folder)
         if not files:
             raise UserError(
-                f"there is no checkpoint with a score in {folder}; train first, or name one with "
+                f"there is no checkpoint with a score in {folder}; train it first, with "
+                "`vilmedic-ssl train` and the same words, or name one with "
                 "ckpt=FILE or ckpt=last"
             )
         return files if mode == "all" else files[: int(number or 1)]
@@ -71,20 +72,20 @@ def choose_checkpoints(folder: Path, mode: str, ckpt: str | None) -> list[Path]:
     )
 
 
-def refuse_leaks(trained_on: torch.Tensor, features: Features, source: Path) -> None:
-    """Scored splits must hold no image the model was trained on.
+def refuse_leaks(content: Mapping[str, Any], features: Features, source: Path) -> None:
+    """Scored splits must hold no image the model of a checkpoint's `content` was trained on.
 
     Raises:
         Leak: they do. Splits whose name begins with train are taken as meant.
     """
     for split in features.splits:
         members = features.dataset(split).members()
-        seen = int(torch.isin(members, trained_on).sum())
+        seen = int(torch.isin(members, content["trained_on"]).sum())
         if seen and not split.startswith("train"):
             raise Leak(
                 f"{seen} of {len(members)} images of split {split!r} are among those {source.name} "
                 "was trained on; give the `dataset` keys of the training, or "
-                f"{source.parent}/config_<seed>.yml as the config"
+                f"{source.parent}/config_{content['seed']}.yml as the config"
             )
 
 
@@ -103,8 +104,9 @@ def run_plugins(settings: EnsemblorSettings, features: Features, out: Path) -> O
             ):
                 outcome.add(name, caption, value)
         except UserError as error:
-            outcome.failures.append((name, str(error)))
-            console.warn(f"{name} did not finish: {error}")
+            reason = str(error).removeprefix(f"{name}: ")
+            outcome.failures.append((name, reason))
+            console.warn(f"{name} did not finish: {reason}")
         except Exception as error:
             outcome.failures.append((name, f"{type(error).__name__}: {error}"))
             (out / f"{name}_error.txt").write_text(traceback.format_exc(), encoding="utf-8")

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from vilmedic_ssl.errors import ConfigError
-from vilmedic_ssl.registry import closest
 from vilmedic_ssl.schema import Kind, conform
 
 PostProcessing = Annotated[dict, Kind("post_processing", single_key=True)]
@@ -52,7 +51,7 @@ class TrainorSettings:
             beside them.
         drop_last: leave out the last, smaller batch of an epoch.
         save_every: write last_<seed>.pth every so many steps as well as after each epoch.
-        log_every: steps between log records.
+        log_every: steps between log records; the first step and each epoch's last have one too.
     """
 
     optimizer: str = "AdamW"
@@ -183,17 +182,6 @@ class AuditSettings:
     distance: int = 6
 
     def __post_init__(self) -> None:
-        from vilmedic_ssl.data.auditing.findings import KINDS
+        from vilmedic_ssl.data.auditing.findings import refuse_settings
 
-        stopping = [kind for kind, (severity, _) in KINDS.items() if severity == "leak"]
-        for kind in self.allow:
-            if kind in KINDS and kind not in stopping:
-                raise ConfigError(f"audit.allow: {kind!r} stops nothing anyway; leave it out")
-            if kind not in KINDS:
-                raise ConfigError(
-                    f"audit.allow: there is no kind {kind!r}; {closest(kind, stopping)}"
-                )
-        if not 0 <= self.distance <= 16:
-            raise ConfigError(
-                f"audit.distance: {self.distance}; write a number of bits from 0 to 16"
-            )
+        refuse_settings(self.allow, self.distance)

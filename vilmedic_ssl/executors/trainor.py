@@ -247,7 +247,7 @@ class Trainor:
         at.chances += out.get("chance", math.nan)
         images = sum(dist.counts_of(len(batch["images"]), self.device))
         self.meter.add(images=images, waited=waited, loss=loss)
-        if at.step % settings.log_every == 0:
+        if at.step % settings.log_every == 0 or at.step == 1 or at.position == self.epoch_steps:
             self._log(log, loss, out)
 
     def _log(self, log: Log, loss: float, out: dict[str, Any]) -> None:
@@ -255,7 +255,8 @@ class Trainor:
         reading["loss"] = loss
         lr = self._groups[0]["lr"]
         log.write("step", at.step, epoch=at.epoch, chance=out.get("chance"), lr=lr, **reading)
-        if len(out["visual"]) > 1:
+        regular = at.step == 1 or at.step % self.settings.log_every == 0  # not a short last batch
+        if regular and len(out["visual"]) > 1:
             found = health.embedding_health(out["visual"])
             log.write("health", at.step, **found)
             self.monitor.look(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vilmedic_ssl import console
+from vilmedic_ssl.data.auditing.findings import ORDER, counted
 from vilmedic_ssl.errors import Leak, MissingSplit, UserError
 
 if TYPE_CHECKING:
@@ -19,15 +21,12 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "validate", "test")
 WIDTH = 300  # letters of a finding in the terminal
-REMEDY = {
-    "patient": "divide the data by patient (`vilmedic-ssl split`)",
-    "study": "divide the data by study, or better by patient (`vilmedic-ssl split`)",
-}
-REMOVE = "take them out of one of the splits"
+EXCLUDED = 5  # files that a remedy names
 
 
 def audit_before(experiment: Experiment, node: Mapping[str, Any], folder: Path) -> list[Finding]:
-    """Audit the data of a run, say what was found, and keep it in `<folder>/audit.json`.
+    """Audit the data of a run, say what is wrong (a line per kind), and keep all that was found in
+    `<folder>/audit.json`.
 
     Where a leak stops the run, an older audit.json stays and the new one is audit_refused.json.
 
@@ -41,21 +40,23 @@ def audit_before(experiment: Experiment, node: Mapping[str, Any], folder: Path) 
     if settings is None:
         return []
 
-    def work() -> list[Finding]:
+    def work() -> tuple[list[Finding], Path]:
         parts = list(experiment_parts(experiment, node))
         found = findings_of(parts, settings, experiment.workers, node)
         name = "audit.json"
         if _stopping(found) and (folder / name).is_file():
             name = "audit_refused.json"
-        write_json(folder, name, found)
-        return found
+        return found, write_json(folder, name, found)
 
-    found: list[Finding] = dist.on_main(work)
-    for item in found:
-        line = f"audit, {item.kind}: {textwrap.shorten(item.message, WIDTH)}"
-        (console.say if item.severity == "note" else console.warn)(line)
-    console.say(f"audit: {summary(found)}")
-    refuse(found)
+    found: list[Finding]
+    found, file = dist.on_main(work)
+    wrong = [item for item in found if item.severity != "note"]
+    for kind in dict.fromkeys(item.kind for item in wrong):
+        first, *others = [item for item in wrong if item.kind == kind]
+        more = f" (and {counted(len(others), 'finding')} more of this kind)" if others else ""
+        console.warn(f"audit, {kind}: {textwrap.shorten(first.message, WIDTH)}{more}")
+    console.say(f"audit: {summary(found, ORDER[:2])} ({file})")
+    refuse(found, node["dataset"])
     return found
 
 
@@ -121,17 +122,36 @@ def findings_of(
         if data.get("labels") and key in data
     }
     found = audit_parts(
-        parts, images=settings.images, distance=settings.distance, workers=workers, policy=policy
+        parts,
+        images=settings.images,
+        distance=settings.distance,
+        workers=workers,
+        policy=policy,
+        pattern_key=_pattern_key(data),
     )
     return allowed(found, settings.allow)
+
+
+def _pattern_key(data: Mapping[str, Any], where: str = "dataset") -> str:
+    """Where this data takes a `patient_pattern`; "" = nowhere."""
+    if isinstance(data.get("image"), Mapping):
+        return _pattern_key(data["image"], f"{where}.image")
+    return f"{where}.patient_pattern" if "patient_pattern" in data else ""
 
 
 def _stopping(found: Sequence[Finding]) -> list[Finding]:
     return [item for item in found if item.severity == "leak"]
 
 
-def refuse(found: Sequence[Finding]) -> None:
-    """Raise a Leak that names the first one and says how to get on, if there is any."""
+def refuse(
+    found: Sequence[Finding], data: Mapping[str, Any] | None = None, config: str = "CONFIG"
+) -> None:
+    """Raise a Leak that names the first one and says how to get on, if there is any.
+
+    Args:
+        data: the dataset as the config describes it.
+        config: the words that follow `vilmedic-ssl split`; "" = a division does not help.
+    """
     stopping = _stopping(found)
     if stopping:
         first = stopping[0]
@@ -139,15 +159,27 @@ def refuse(found: Sequence[Finding]) -> None:
         whose = f" (patients {', '.join(first.patients[:3])})" if first.patients else ""
         raise Leak(
             f"{first.kind}: {first.message}{whose if first.kind != 'patient' else ''}: "
-            f"{REMEDY.get(first.kind, REMOVE)}, or write audit.allow=[{kinds}] if it is meant"
+            f"{_remedy(first, data or {}, config)}, or write audit.allow=[{kinds}] if it is meant"
         )
 
 
-def summary(found: Sequence[Finding]) -> str:
-    from vilmedic_ssl.data.auditing.findings import ORDER, counted
+def _remedy(leak: Finding, data: Mapping[str, Any], config: str) -> str:
+    if leak.kind in ("patient", "study") and config:
+        return (
+            f"divide the data by patient with `vilmedic-ssl split {config} --out splits.json` and "
+            "go on with split_file=splits.json and the same dataset keys"
+        )
+    if "exclude" not in data:
+        return "take them out of one of the splits"
+    side = f"{leak.splits[0]}:"
+    names = [row.removeprefix(side) for row in leak.rows if row.startswith(side)]
+    globs = [glob.escape(name) for name in names[:EXCLUDED]]
+    more = f" and {len(names) - EXCLUDED:,} more" if len(names) > EXCLUDED else ""
+    return f'leave those of {leak.splits[0]} out with "dataset.exclude={globs}"{more}'
 
-    counts = [counted(sum(f.severity == s for f in found), s) for s in ORDER]
-    return ", ".join(counts)
+
+def summary(found: Sequence[Finding], severities: Sequence[str] = ORDER) -> str:
+    return ", ".join(counted(sum(f.severity == s for f in found), s) for s in severities)
 
 
 def write_json(folder: Path, name: str, found: Sequence[Finding]) -> Path:

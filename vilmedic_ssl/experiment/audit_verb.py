@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vilmedic_ssl import config as yaml_config
 from vilmedic_ssl import console
+from vilmedic_ssl.data.auditing.findings import counted
 from vilmedic_ssl.errors import ConfigError, UserError
 from vilmedic_ssl.executors.settings import AuditSettings
 from vilmedic_ssl.experiment.audit import (
@@ -51,46 +53,67 @@ def audit_target(
         Leak: there are leaks that are not allowed.
         UserError: something cannot be read or written.
     """
-    from vilmedic_ssl.report import write_audit
+    from vilmedic_ssl.report_audit import write_audit
 
     parts, settings, folder, node = _open(target, overrides)
+    compared = ""
     if against is not None:
         name = Path(against.rstrip("/")).stem
-        parts = parts + _open(against, (), source=1, prefix=f"{name}:")[0]
+        others = _open(against, (), source=1, prefix=f"{name}:")[0]
+        compared = f", compared with {against}, {counted(sum(map(len, others)), 'sample')}"
+        parts = parts + others
     found = findings_of(parts, settings, spare_workers(), node)
     folder = Path(out) if out else folder
     written = write_json(folder, "audit.json", found)
     page = write_audit(
         folder,
         title=f"Audit of {target}" + (f" against {against}" if against else ""),
-        findings=[item.as_dict() for item in found],
+        verdict=summary(found) + compared,
+        findings=found,
         sizes={part.name: len(part) for part in parts},
     )
     rows = [(f.severity, f.kind, textwrap.shorten(f.message, WIDTH)) for f in found]
     if rows:
         console.result(console.table(("", "kind", "finding"), rows))
-    console.result(summary(found))
+    console.result(summary(found) + compared)
     console.say(f"findings {written}")
     console.say(f"page {page}")
-    refuse(found)
+    refuse(found, (node or {}).get("dataset"), "" if against else _split_words(target, overrides))
     return found
+
+
+def _split_words(target: str, overrides: Sequence[str]) -> str:
+    """What follows `vilmedic-ssl split` for the same data."""
+    path = Path(target)
+    if path.suffix in TABLES:
+        words = ["CONFIG", f"dataset.manifest={target}"]
+    elif path.suffix in CONFIGS or yaml_config.config_in(path):
+        words = [target]
+    else:
+        words = ["config/SELFSUP/simclr-folder.yml", f"dataset.root={target}"]
+    return shlex.join([*words, *(o for o in overrides if not o.startswith("audit."))])
 
 
 def _open(
     target: str, overrides: Sequence[str], *, source: int = 0, prefix: str = ""
 ) -> tuple[list[Part], AuditSettings, Path, dict[str, Any] | None]:
-    """The parts of a target, how to audit them, where to write, and the config if it is one."""
+    """The parts of a target, how to audit them, where to write, and the config as far as there is
+    one.
+    """
     path = Path(target)
-    if path.suffix in CONFIGS:
-        node = check(yaml_config.load(target, overrides))
+    if path.suffix in CONFIGS or yaml_config.config_in(path):
+        given = yaml_config.load(target, overrides)
+        node = check({"name": "audit", **given})
         experiment = typed(node)
         parts = list(experiment_parts(experiment, node, source=source, prefix=prefix))
-        return parts, experiment.audit or AuditSettings(), experiment.folder, node
+        folder = experiment.folder if "name" in given else Path("audit")
+        return parts, experiment.audit or AuditSettings(), folder, node
     node = _given(overrides)
     settings = build(node.get("audit") or {}, cls=AuditSettings, where="audit")
     data = node.get("dataset") or {}
     if path.is_dir():
-        return _folder(path, data, source, prefix), settings, Path("audit"), None
+        whole = {"dataset": {"patient_pattern": None, "exclude": [], **data}}
+        return _folder(path, data, source, prefix), settings, Path("audit"), whole
     if path.suffix not in TABLES:
         raise UserError(
             f"{target}: nothing that can be audited; name a config (.yml), a table (.csv or "
@@ -107,15 +130,18 @@ def _open(
 def _folder(path: Path, data: Mapping[str, Any], source: int, prefix: str) -> list[Part]:
     """The splits of a folder of images."""
     from vilmedic_ssl.data.datasets.base import Context
+    from vilmedic_ssl.data.datasets.image_folder import SPELLINGS
 
     given = {"proto": "ImageFolder", "root": str(path), "transform": {"channels": "rgb"}, **data}
-    splits = [p.name for p in sorted(path.iterdir()) if p.is_dir()]
-    made = (path / "train").is_dir() or (path / "training").is_dir()
+    there = [p.name for p in sorted(path.iterdir()) if p.is_dir()]
+    made = any(name.lower() in SPELLINGS["train"] for name in there)
+    usual = {name for names in SPELLINGS.values() for name in names}
+    others = [name for name in there if made and name.lower() not in usual]
 
     def dataset(split: str) -> Any:
         return build(given, Context(split=split), where="dataset")
 
-    return list(parts_of(dataset, (*SPLITS, *(splits if made else ())), source, prefix))
+    return list(parts_of(dataset, (*SPLITS, *others), source, prefix))
 
 
 def _given(overrides: Sequence[str]) -> dict[str, Any]:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from vilmedic_ssl.data.datasets.base import MedicalDataset
     from vilmedic_ssl.experiment.settings import Experiment
 
+FEW = 10  # one image more or less right then moves an accuracy by a tenth or more
+
 
 def dataset_of(
     experiment: Experiment,
@@ -44,6 +46,15 @@ def dataset_of(
 
     splits = read_splits(experiment.split_file)
     return resplit(node["dataset"], context, splits, fraction=experiment.train_fraction)
+
+
+def warn_if_few(split: str, images: int) -> None:
+    """A split that gives numbers without meaning gives them silently otherwise."""
+    if images < FEW:
+        console.warn(
+            f"{split}: {images} image{'s' * (images != 1)}, too few for its loss and scores to "
+            "mean anything; give it more, for example with `vilmedic-ssl split`"
+        )
 
 
 def hashes_of(experiment: Experiment, datasets: Mapping[str, MedicalDataset]) -> dict[str, str]:
@@ -93,7 +104,8 @@ def refuse_another_division(
         if then is not None:
             console.warn(
                 f"{source.name} was trained with the split file of hash {then}; this scores it on "
-                f"the data's own splits, {source.parent}/config_<seed>.yml on those of the file"
+                f"the data's own splits, {source.parent}/config_{content['seed']}.yml on those of "
+                "the file"
             )
         return
     now = read_splits(experiment.split_file)
@@ -103,5 +115,5 @@ def refuse_another_division(
     raise UserError(
         f"{source} was trained with {f'the split file of hash {then}' if then else 'no split file'}"
         f", this config names {now.path} of hash {now.hash}; give "
-        f"{source.parent}/config_<seed>.yml as the config, or train with this file"
+        f"{source.parent}/config_{content['seed']}.yml as the config, or train with this file"
     )

@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any
 from vilmedic_ssl import console
 from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.experiment.audit import audit_before
-from vilmedic_ssl.experiment.data import dataset_of, division_of, refuse_another_division
+from vilmedic_ssl.experiment.data import (
+    dataset_of,
+    division_of,
+    refuse_another_division,
+    warn_if_few,
+)
 from vilmedic_ssl.experiment.settings import Experiment, check, model_of, typed
 from vilmedic_ssl.schema import plain
 
@@ -47,7 +52,8 @@ def ensemble(config: Mapping[str, Any]) -> dict[str, float | str]:
     settings = experiment.ensemblor
     if not folder.is_dir():
         raise UserError(
-            f"there is no run folder {folder}; train first, or correct ckpt_dir and name"
+            f"there is no run folder {folder}; train it first, with `vilmedic-ssl train` and the "
+            "same words, or correct ckpt_dir and name"
         )
     files = choose_checkpoints(folder, settings.mode, experiment.ckpt)
     contents = [checkpoint.read_run(path) for path in files]
@@ -58,9 +64,10 @@ def ensemble(config: Mapping[str, Any]) -> dict[str, float | str]:
     features = _features(experiment, node, contents, files, tag)
     for split in settings.splits:
         console.say(f"{split}: {len(features.dataset(split)):,} images")
+        warn_if_few(split, len(features.dataset(split)))
     for content, path in zip(contents, files, strict=True):
         refuse_another_division(experiment, content, path)
-        refuse_leaks(content["trained_on"], features, path)
+        refuse_leaks(content, features, path)
     found = audit_before(experiment, node, folder)
     if settings.post_processing:  # an unreadable image ends here, not in every plug-in
         for split in settings.splits:
@@ -74,7 +81,7 @@ def ensemble(config: Mapping[str, Any]) -> dict[str, float | str]:
     write_results(folder, results)
     report = write_report(
         folder,
-        title=f"{experiment.name}, {tag}",
+        title=f"{experiment.name}, {_which(files, experiment.ckpt)}, seed {_seeds(contents)}",
         results=outcome.results,
         figures=outcome.figures,
         config=contents[0]["config"],
@@ -89,6 +96,17 @@ def ensemble(config: Mapping[str, Any]) -> dict[str, float | str]:
     console.say(f"results {folder / 'results.json'}")
     console.result(f"report {report}")
     return results
+
+
+def _which(files: list[Path], ckpt: str | None) -> str:
+    """The scored checkpoints in words, for a title."""
+    if ckpt is not None:
+        return f"checkpoint {files[0].stem}"
+    return "best checkpoint" if len(files) == 1 else f"{len(files)} checkpoints"
+
+
+def _seeds(contents: list[dict[str, Any]]) -> str:
+    return ", ".join(map(str, sorted({content["seed"] for content in contents})))
 
 
 def _features(

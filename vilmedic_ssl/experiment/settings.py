@@ -96,14 +96,23 @@ def spare_workers() -> int:
     return max(0, min(4, len(able) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), *, name: str | None = None
+) -> DictConfig:
     """Read, override and check a config; every default is filled in and nothing can be changed
     afterwards.
+
+    Args:
+        path: a YAML file, or a run folder for the config in it.
+        name: stands in for a `name` that is not given, where no run folder is needed.
 
     Raises:
         ConfigError: whatever is wrong with it, with the key's full path and the closest known keys.
     """
-    return yaml_config.freeze(check(yaml_config.load(path, overrides)))
+    node = yaml_config.load(path, overrides)
+    if name is not None:
+        node.setdefault("name", name)
+    return yaml_config.freeze(check(node))
 
 
 def check(node: Mapping[str, Any]) -> dict[str, Any]:

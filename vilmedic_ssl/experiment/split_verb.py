@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from vilmedic_ssl.data.split_file import SplitFile
 
 
+FEW = 5000  # images up to which the methods that were not chosen are tried, too
+
+
 def split(
     config: Mapping[str, Any],
     *,
@@ -53,13 +56,17 @@ def split(
 
     _refuse_contradictions(Path(out), method, fractions, folds, keep_test, seed)
     levels = _levels(nested)
+    if folds:
+        shares = {str(k): 1 / folds for k in range(folds)}
+    else:
+        shares = {} if method == "own" else _shares(fractions, keep_test)
     node = check(plain(config))["dataset"]
     if (owner := channels_owner(node)) is not None and owner["channels"] == "auto":
         owner["channels"] = "gray"  # else files would be opened, and they may be unreadable
     cohort = pool(home_splits(node, Context(split="train")))
     _introduce(cohort)
     method = method or ("stratified" if cohort.names else "random")
-    divisions, shares = _divisions(cohort, method, fractions, folds, keep_test, seed)
+    divisions = _divisions(cohort, method, shares, folds, keep_test, seed)
     files = []
     for i, splits_N in enumerate(divisions):
         smallest, absent = nest(cohort, splits_N, levels, seed=seed)
@@ -155,12 +162,12 @@ def _introduce(cohort: Cohort) -> None:
 def _divisions(
     cohort: Cohort,
     method: Method,
-    fractions: str | None,
+    shares: dict[str, float],
     folds: int | None,
     keep_test: bool,
     seed: int,
-) -> tuple[list[np.ndarray], dict[str, float]]:
-    """(N,) splits, one per file, and the shares they were made by; tells how even they are."""
+) -> list[np.ndarray]:
+    """(N,) splits, one per file; tells how even they are."""
     import numpy as np
 
     from vilmedic_ssl.data.divide import divide, of_fold
@@ -169,7 +176,7 @@ def _divisions(
     homes_N = np.array(cohort.homes)
     if method == "own":
         _refuse_shared(cohort, homes_N, "--method own")
-        return [homes_N], {}
+        return [homes_N]
     kept_N = (homes_N == TEST) & keep_test
     if keep_test:
         if not kept_N.any() or kept_N.all():
@@ -179,10 +186,9 @@ def _divisions(
             )
         _refuse_shared(cohort, np.where(kept_N, TEST, "the rest"), "--keep-test")
     rest = cohort.part(~kept_N)
-    shares = {str(k): 1 / folds for k in range(folds)} if folds else _shares(fractions, keep_test)
     made_N = divide(rest, shares, method=method, seed=seed)
     if cohort.names:
-        console.result(_evenness(rest, shares, seed))
+        console.result(_evenness(rest, shares, seed, method, made_N))
     divisions = []
     for i in range(folds or 1):
         if folds and keep_test:
@@ -192,7 +198,7 @@ def _divisions(
         splits_N = homes_N.astype(object)
         splits_N[~kept_N] = now_N
         divisions.append(splits_N.astype(str))
-    return divisions, shares
+    return divisions
 
 
 def _refuse_shared(cohort: Cohort, parts_N: np.ndarray, option: str) -> None:
@@ -206,14 +212,20 @@ def _refuse_shared(cohort: Cohort, parts_N: np.ndarray, option: str) -> None:
             )
 
 
-def _evenness(rest: Cohort, shares: Mapping[str, float], seed: int) -> str:
-    """A table: how far each label's frequency in a split is from that in all, by method."""
+def _evenness(
+    rest: Cohort, shares: Mapping[str, float], seed: int, method: Method, made_N: np.ndarray
+) -> str:
+    """A table: how far each label's frequency in a split is from that in all, by method; of many
+    images only the data's own division and the one that was made.
+    """
     import numpy as np
 
     from vilmedic_ssl.data.divide import METHODS, deviations, divide
 
     columns = {"own": np.array(rest.homes)} if len(set(rest.homes)) > 1 else {}
-    columns |= {name: divide(rest, shares, method=name, seed=seed) for name in METHODS}
+    for name in METHODS if len(rest) <= FEW else (method,):
+        made = name == method
+        columns[name] = made_N if made else divide(rest, shares, method=name, seed=seed)
     off = {name: 100 * deviations(rest, splits_N) for name, splits_N in columns.items()}
     total_L = rest.table_NL.sum(0).astype(int)
     rows = [

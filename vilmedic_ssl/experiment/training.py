@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vilmedic_ssl import console
 from vilmedic_ssl.errors import ConfigError, UserError
 from vilmedic_ssl.experiment.audit import audit_before
-from vilmedic_ssl.experiment.data import dataset_of, hashes_of
+from vilmedic_ssl.experiment.data import dataset_of, hashes_of, warn_if_few
 from vilmedic_ssl.experiment.settings import Experiment, check, model_of, typed
 from vilmedic_ssl.schema import plain
 
@@ -89,7 +89,7 @@ def train(config: Mapping[str, Any]) -> Path:
     dist.on_main(lambda: checkpoint.remove(old))
     run.save_config(kept)
     trainor.fit()
-    console.say(f"done: {run.folder}")
+    console.say(f"done: {run.folder}; score it with vilmedic-ssl ensemble {run.config_file}")
     return run.folder
 
 
@@ -148,6 +148,8 @@ def _loaders(
         console.say(
             f"{split}: {len(dataset):,} images{groups}, {len(sampler)} batches of up to {size}"
         )
+        if not training:
+            warn_if_few(split, len(dataset))
         workers = experiment.workers if training else min(1, experiment.workers)
         return Loader(dataset, sampler, workers=workers, pin_memory=pin)
 

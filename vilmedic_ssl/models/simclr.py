@@ -67,7 +67,8 @@ class SimCLR(PretrainingModel):
         if images.shape[1] != 2:
             raise UserError(
                 f"SimCLR compares two views of an image, found {images.shape[1]}; write views: 2 "
-                "in dataset"
+                "where the transform stands: dataset.views=2, dataset.image.views=2 for pairs, or "
+                "dataset.transform.views=2 for a dataset with such a block"
             )
         stacked = images.transpose(0, 1).flatten(0, 1)  # all first views, then all second views
         return tuple(self.projection(pooled(self.cnn(stacked))).chunk(images.shape[1]))

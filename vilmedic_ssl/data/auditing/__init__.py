@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vilmedic_ssl.data.auditing.findings import KINDS, Finding, allowed, leaks
+from vilmedic_ssl.data.auditing.findings import KINDS, Finding, allowed, leaks, refuse_settings
 
 if TYPE_CHECKING:
     from vilmedic_ssl.data.auditing.parts import Part
@@ -19,6 +19,9 @@ def audit(
     *,
     root: str | Path | None = None,
     against: str | Path | Sequence[Mapping[str, Any]] | None = None,
+    path: str | None = None,
+    patient: str | None = None,
+    study: str | None = None,
     label: str | None = None,
     labels: Sequence[str] = (),
     allow: Sequence[str] = (),
@@ -29,10 +32,12 @@ def audit(
     """What is wrong with a table of samples, worst first; leaks have severity "leak".
 
     Args:
-        manifest: CSV or Parquet file, or rows (column -> value) with patient, study, path, report,
-            split and labels as present. Without a split column there is one split, `all`.
+        manifest: CSV or Parquet file, or rows (column -> value) or a pandas data frame with
+            patient, study, path, report, split and labels as present. Without a split column there
+            is one split, `all`.
         root: folder the paths are relative to; None = the file's folder, or the current one.
         against: another table, to look for overlap between the two.
+        path, patient, study: their columns, where these are called otherwise.
         label: column with a class name. labels: columns of 1, 0, -1 or blank.
         allow: kinds of leak that are warnings.
         images: read the pixels; False compares paths only.
@@ -40,13 +45,25 @@ def audit(
         workers: processes that read images.
 
     Raises:
-        UserError: the table is unreadable or empty, or a path leads out of the root.
+        UserError: the table is unreadable or empty, a path leads out of the root, or none of a
+            split's images can be read.
+        ConfigError: a kind that cannot be allowed, or a distance out of range.
     """
     from vilmedic_ssl.data.auditing.parts import from_table
 
+    refuse_settings(allow, distance)
     rows, folder = _table(manifest)
     where = None if root is None else str(root)
-    parts = from_table(rows, folder, root=where, label=label, labels=list(labels))
+    parts = from_table(
+        rows,
+        folder,
+        root=where,
+        path=path,
+        patient=patient,
+        study=study,
+        label=label,
+        labels=list(labels),
+    )
     if against is not None:
         rows, folder = _table(against)
         prefix = f"{Path(against).stem}:" if isinstance(against, (str, Path)) else "other:"
@@ -55,12 +72,16 @@ def audit(
     return allowed(found, allow)
 
 
-def _table(manifest: str | Path | Sequence[Mapping[str, Any]]) -> tuple[Sequence[Any], Path]:
+def _table(
+    manifest: str | Path | Sequence[Mapping[str, Any]],
+) -> tuple[Sequence[Any], Path]:
     if isinstance(manifest, (str, Path)):
         from vilmedic_ssl.data.datasets.manifest import read_table
 
         return read_table(manifest), Path(manifest).parent
-    return manifest, Path()
+    from vilmedic_ssl.data.splits import rows_of
+
+    return rows_of(manifest), Path()
 
 
 def audit_parts(
@@ -70,56 +91,71 @@ def audit_parts(
     distance: int = 6,
     workers: int = 0,
     policy: Mapping[str, Any] | None = None,
+    pattern_key: str = "",
 ) -> list[Finding]:
     """The findings about some splits, in the order they are found.
 
     Args:
         policy: what uncertain and blank labels are read as, to be told.
+        pattern_key: where the config takes a pattern that finds patients in file names.
         images, distance, workers: as of `audit`.
+
+    Raises:
+        UserError: none of a split's images can be read.
     """
-    return list(_records(parts, policy)) + list(_images(parts, images, distance, workers))
+    records = list(_records(parts, policy, pattern_key))
+    return records + list(_images(parts, images, distance, workers))
 
 
-def _records(parts: Sequence[Part], policy: Mapping[str, Any] | None) -> Iterator[Finding]:
+def _records(
+    parts: Sequence[Part], policy: Mapping[str, Any] | None, pattern_key: str
+) -> Iterator[Finding]:
     """Everything that needs no picture."""
-    from vilmedic_ssl.data.auditing.labels import label_findings, no_patients
-    from vilmedic_ssl.data.auditing.overlap import shared_groups
+    from vilmedic_ssl.data.auditing.labels import label_findings, no_patients, no_splits
+    from vilmedic_ssl.data.auditing.overlap import misspelled, shared_groups
     from vilmedic_ssl.data.auditing.parts import pairs
     from vilmedic_ssl.data.auditing.texts import shared_texts, text_findings
 
     own = [part for part in parts if part.source == 0]
     for a, b in pairs(parts):
         yield from shared_groups(a, b)
+        yield from misspelled(a, b)
         yield from shared_texts(a, b)
     yield from text_findings(own)
     yield from label_findings(own, policy)
-    yield from no_patients(parts)
+    yield from no_patients(parts, pattern_key)
+    yield from no_splits(parts)
 
 
 def _images(parts: Sequence[Part], images: bool, distance: int, workers: int) -> Iterator[Finding]:
     """Everything about files and pixels."""
     from vilmedic_ssl import console
     from vilmedic_ssl.data.auditing.confounding import confounded
+    from vilmedic_ssl.data.auditing.labels import no_images
     from vilmedic_ssl.data.auditing.near import near_duplicates
-    from vilmedic_ssl.data.auditing.overlap import shared_paths, shared_pictures
+    from vilmedic_ssl.data.auditing.overlap import repeated_pictures, shared_paths, shared_pictures
     from vilmedic_ssl.data.auditing.parts import pairs
-    from vilmedic_ssl.data.auditing.pictures import inverted, look_at, spoilt
+    from vilmedic_ssl.data.auditing.pictures import inverted, look_at, refuse_unread, spoilt
 
     if not images:
         for a, b in pairs(parts):
             yield from shared_paths(a, b)
         return
+    yield from no_images(parts)
     having = [part for part in parts if part.paths is not None or part.pictures is not None]
     bar = console.Bar(sum(map(len, having)), desc="audit", unit="image")
     try:
         seen = {id(part): look_at(part, workers=workers, tick=bar.advance) for part in having}
     finally:
         bar.close()
+    for pictures in seen.values():
+        refuse_unread(pictures)
     for a, b in pairs(having):
         yield from shared_pictures(seen[id(a)], seen[id(b)])
         yield from near_duplicates(seen[id(a)], seen[id(b)], distance=distance)
     own = [seen[id(part)] for part in having if part.source == 0]
     for pictures in own:
         yield from spoilt(pictures)
+        yield from repeated_pictures(pictures)
     yield from inverted(own)
     yield from confounded(own)

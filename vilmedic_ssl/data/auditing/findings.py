@@ -6,6 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from vilmedic_ssl.errors import ConfigError
+from vilmedic_ssl.registry import closest
+
 Severity = Literal["leak", "warning", "note"]
 # kind -> how bad it is, and what it means in a few words
 KINDS: Mapping[str, tuple[Severity, str]] = {
@@ -14,16 +17,20 @@ KINDS: Mapping[str, tuple[Severity, str]] = {
     "file": ("leak", "the same file in two splits"),
     "pixels": ("leak", "the same picture in two splits, in files that differ"),
     "near_duplicate": ("leak", "almost the same picture in two splits"),
+    "patient_spelling": ("warning", "patients of two splits whose ids are spelled almost alike"),
     "text": ("warning", "the same text in two splits"),
+    "duplicate_image": ("warning", "the same picture several times in one split"),
     "unreadable": ("warning", "images that cannot be read"),
     "constant": ("warning", "images of one value"),
     "inverted": ("warning", "images that look like negatives of the others"),
     "blank_text": ("warning", "samples without text"),
     "duplicate_text": ("warning", "texts that several samples share"),
     "class_missing": ("warning", "a class that a split lacks"),
+    "no_splits": ("warning", "one split alone, so that nothing is compared"),
     "confounded": ("warning", "a class that image size or file format gives away"),
     "study_text": ("note", "texts that samples of one study share, as they should"),
     "no_patients": ("note", "patients are unknown"),
+    "no_images": ("note", "no picture was looked at"),
     "classes": ("note", "samples per class"),
     "policy": ("note", "what uncertain and blank labels are read as"),
 }
@@ -45,6 +52,7 @@ class Finding:
         splits: the splits it is about.
         examples: up to twenty cases in words, such as "test:a.png = train:b.png".
         count: how many cases there are.
+        thumbs: of the examples, pairs of 32 x 32 uint8 pictures; never in `as_dict`.
     """
 
     kind: str
@@ -55,10 +63,13 @@ class Finding:
     splits: tuple[str, ...] = ()
     examples: tuple[str, ...] = ()
     count: int = 0
+    thumbs: tuple[tuple[bytes, bytes], ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        plain = asdict(replace(self, thumbs=()))
+        plain.pop("thumbs")
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
 
 
 def finding(
@@ -70,6 +81,7 @@ def finding(
     splits: Sequence[str] = (),
     examples: Sequence[str] = (),
     count: int = 0,
+    thumbs: Iterable[tuple[bytes, bytes]] = (),
 ) -> Finding:
     """A finding with the severity of its kind; repeated rows and patients are named once."""
     return Finding(
@@ -81,6 +93,7 @@ def finding(
         tuple(splits),
         tuple(examples[:LISTED]),
         count,
+        tuple(thumbs),
     )
 
 
@@ -94,6 +107,18 @@ def allowed(findings: Iterable[Finding], kinds: Iterable[str]) -> list[Finding]:
         for f in findings
     ]
     return sorted(eased, key=lambda f: ORDER.index(f.severity))
+
+
+def refuse_settings(allow: Iterable[str], distance: int) -> None:
+    """Raise a ConfigError for kinds that are no leaks, or a distance out of range."""
+    stopping = [kind for kind, (severity, _) in KINDS.items() if severity == "leak"]
+    for kind in allow:
+        if kind in KINDS and kind not in stopping:
+            raise ConfigError(f"audit.allow: {kind!r} stops nothing anyway; leave it out")
+        if kind not in KINDS:
+            raise ConfigError(f"audit.allow: there is no kind {kind!r}; {closest(kind, stopping)}")
+    if not 0 <= distance <= 16:
+        raise ConfigError(f"audit.distance: {distance}; write a number of bits from 0 to 16")
 
 
 def leaks(findings: Iterable[Finding]) -> list[Finding]:

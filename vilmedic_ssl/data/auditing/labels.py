@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vilmedic_ssl.data.auditing.findings import Finding, counted, finding, named
-from vilmedic_ssl.data.auditing.parts import Part
+from vilmedic_ssl.data.auditing.parts import Part, pairs
 
-# How the files of well-known collections name their patient (docs/data.md).
+# How the files of well-known collections name their patient (docs/data.md). Some datasets search
+# the file name, others the whole path: hence the slash.
 STYLES = (
-    ("Kermany chest X-rays, as on Kaggle", r"^(person\d+|(?:NORMAL2-)?IM-\d+)[_-]"),
-    ("Kermany chest X-rays, original release", r"^((?:NORMAL|BACTERIA|VIRUS)-\d+)-"),
-    ("Kermany OCT", r"^((?:CNV|DME|DRUSEN|NORMAL)-\d+)-"),
-    ("PatientID_StudyID", r"^([Pp]\d+)_"),
+    ("Kermany chest X-rays, as on Kaggle", r"(?:^|/)(person\d+|(?:NORMAL2-)?IM-\d+)[_-]"),
+    ("Kermany chest X-rays, original release", r"(?:^|/)((?:NORMAL|BACTERIA|VIRUS)-\d+)-"),
+    ("Kermany OCT", r"(?:^|/)((?:CNV|DME|DRUSEN|NORMAL)-\d+)-"),
+    ("PatientID_StudyID", r"(?:^|/)([Pp]\d+)_"),
 )
 MOST = 0.8  # share of file names that must follow a style before it is suggested
 
@@ -91,21 +93,75 @@ def _absent(part: Part) -> list[str]:
     return [name for i, name in enumerate(part.label_names) if not np.any(labels[:, i] == 1)]
 
 
-def no_patients(parts: Sequence[Part]) -> Iterator[Finding]:
-    """Says that overlap of patients could not be looked for, and how it could."""
-    without = [part for part in parts if part.patients is None]
-    if without:
-        yield finding(
+def no_patients(parts: Sequence[Part], key: str) -> Iterator[Finding]:
+    """Says that overlap of patients could not be looked for, and how it could: a warning where the
+    file names seem to tell the patient, or where some patients are known.
+
+    Args:
+        key: the pattern's, in the config; "" where patients come from a column.
+    """
+    if any(part.patients for part in parts):
+        for part in parts:
+            yield from _blank_patients(part)
+        return
+    style, pattern = _style([name for part in parts for name in part.ids])
+    how = f"write '{key}={pattern or '...'}'" if key else "fill a column `patient`"
+    found = finding(
+        "no_patients",
+        "patients are unknown, so their overlap could not be checked; "
+        + (f"file names look like {style}: {how}" if style else f"where they are known, {how}"),
+        splits=[part.name for part in parts],
+    )
+    yield replace(found, severity="warning") if style else found
+
+
+def _blank_patients(part: Part) -> Iterator[Finding]:
+    blank = [i for i in range(len(part)) if part.patients is None or not part.patients[i]]
+    if blank:
+        found = finding(
             "no_patients",
-            "patients are unknown, so their overlap could not be checked"
-            f"{_suggestion(without) or '; a patient column or a patient_pattern would name them'}",
-            splits=[part.name for part in without],
+            f"{part.name}: {len(blank):,} of {counted(len(part), 'sample')} have no patient, so "
+            f"their overlap could not be checked: {named(part.rows(blank))}",
+            rows=part.rows(blank),
+            splits=[part.name],
+            count=len(blank),
         )
+        yield replace(found, severity="warning")
 
 
-def _suggestion(parts: Sequence[Part]) -> str:
-    names = [Path(name).name for part in parts for name in part.ids]
+def _style(names: Sequence[str]) -> tuple[str, str]:
+    """The known style of these paths and its pattern, or blanks."""
     for style, pattern in STYLES:
-        if sum(bool(re.search(pattern, name)) for name in names) >= MOST * len(names):
-            return f"; file names look like {style}: write 'dataset.patient_pattern={pattern}'"
-    return ""
+        both = [(re.search(pattern, n), re.search(pattern, Path(n).name)) for n in names]
+        same = sum(a is not None and b is not None and a[1] == b[1] for a, b in both)
+        if same >= MOST * len(names):
+            return style, pattern
+    return "", ""
+
+
+def no_images(parts: Sequence[Part]) -> Iterator[Finding]:
+    """Says that pixels were not compared: a warning where nothing but ids was."""
+    without = [part for part in parts if part.paths is None and part.pictures is None]
+    if without:
+        names = [part.name for part in without]
+        found = finding(
+            "no_images",
+            f"{named(names)}: no picture was looked at, for nothing names image files; in the "
+            "audit of a table write dataset.path=COLUMN",
+            splits=names,
+        )
+        texts = all(part.texts for part in without)
+        yield found if texts else replace(found, severity="warning")
+
+
+def no_splits(parts: Sequence[Part]) -> Iterator[Finding]:
+    """Says that there was nothing to compare with."""
+    if not list(pairs(parts)):
+        names = [part.name for part in parts]
+        how = "; write them into a column `split`" if names == ["all"] else ""
+        yield finding(
+            "no_splits",
+            f"there are no splits to compare ({named(names)} alone), so no overlap was looked "
+            f"for{how}",
+            splits=names,
+        )

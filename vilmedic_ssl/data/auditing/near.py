@@ -2,28 +2,40 @@
 
 A difference hash proposes, a correlation decides. The hash alone takes alike films for copies
 (solar cells, slices of a head), so a proposed pair must also be far more alike than either picture
-is to its other look-alikes. The numbers were chosen by measurement: docs/audit.md.
+is to its other look-alikes, on both sides, whoever the patients are: the films of one patient are
+the look-alikes that matter most. What was found is remembered. The numbers were chosen by
+measurement: docs/audit.md.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 
 from vilmedic_ssl.data.auditing.findings import LISTED, Finding, counted, finding
-from vilmedic_ssl.data.auditing.pictures import Pictures, standardised
-from vilmedic_ssl.data.facts import THUMB
+from vilmedic_ssl.data.auditing.lookalikes import WAYS, hashes_apart, nearest, promising
+from vilmedic_ssl.data.auditing.pictures import Pictures
+from vilmedic_ssl.data.paths import cache_folder
 
 CERTAIN = 0.999  # correlation that alike films of different scenes do not reach
 LIKELY = 0.95  # below it a pair is never reported
 APART = 0.1  # share of the distance to its look-alikes at which a copy lies
 RIVAL = 5  # "its look-alikes": the fifth most alike, so that four copies do not hide each other
-SAMPLE, DEPTH = 4096, 64  # look-alikes: sought among so many pictures, and so many are ranked
-STEP = 0.01  # of a picture's range: a smaller difference of neighbours is noise on a background
-CELLS, PAIRS = 2**22, 4096  # of a table of agreements, and of thumbnails: they bound the memory
-BITS = 64
-WAYS = ("as it is", "mirrored", "inverted")
+TWIN = 2  # times as far as its nearest in its own split a picture of the other may lie
+CROWD, BEYOND = 0.25, 0.5  # more copies lie within one distance, and nothing else within the other
+RANKED = 16  # look-alikes; a larger crowd is a kind of film, no film's copies
+MOST = 64  # pictures of the other split that are judged for one
+ROWS = 2**14  # pictures whose look-alikes are held at a time, 12 MB
+FORMAT = 1  # of the memo; another rule needs another number
+
+Pairs = dict[tuple[int, int], str]
 
 
 def near_duplicates(a: Pictures, b: Pictures, *, distance: int) -> Iterator[Finding]:
@@ -32,11 +44,7 @@ def near_duplicates(a: Pictures, b: Pictures, *, distance: int) -> Iterator[Find
     Args:
         distance: bits of 64 in which the difference hashes may differ.
     """
-    cases: dict[tuple[int, int], str] = {}
-    for way in WAYS:
-        for i, j in _copies(a, b, way, distance):
-            cases.setdefault((i, j), way)
-    cases = {(i, j): way for (i, j), way in cases.items() if a.pixels[i] != b.pixels[j]}
+    cases = _remembered(a, b, distance)
     if not cases:
         return
     left = sorted({i for i, _ in cases})
@@ -45,6 +53,7 @@ def near_duplicates(a: Pictures, b: Pictures, *, distance: int) -> Iterator[Find
         f"{a.part.row(i)} ~ {b.part.row(j)}" + (f" ({way})" if way != WAYS[0] else "")
         for (i, j), way in list(cases.items())[:LISTED]
     ]
+    thumbs = [(a.thumbs[i].tobytes(), b.thumbs[j].tobytes()) for i, j in list(cases)[:LISTED]]
     yield finding(
         "near_duplicate",
         f"{counted(len(right), 'image')} of {b.part.name} almost equal "
@@ -54,93 +63,90 @@ def near_duplicates(a: Pictures, b: Pictures, *, distance: int) -> Iterator[Find
         splits=[a.part.name, b.part.name],
         examples=examples,
         count=len(cases),
+        thumbs=thumbs,
     )
 
 
-def _copies(a: Pictures, b: Pictures, way: str, distance: int) -> Iterator[tuple[int, int]]:
-    """(number in a, number in b) of the pairs that stand out, `a` being changed in one way."""
-    mine, yours = a.usable, b.usable
-    if not len(mine) or not len(yours):
-        return
-    chunks = [yours[begin : begin + PAIRS] for begin in range(0, len(yours), PAIRS)]
-    others = np.concatenate([difference_bits(b.thumbs[c]) for c in chunks])
-    height = min(PAIRS, max(1, CELLS // len(yours)))
-    for begin in range(0, len(mine), height):
-        rows = mine[begin : begin + height]
-        agreement = difference_bits(_changed(a.thumbs[rows], way)) @ others.T
-        here, there = np.nonzero(agreement >= BITS - 2 * distance)
-        i, j = rows[here], yours[there]
-        alike = _correlations(a, b, i, j, way)
-        keep = alike >= LIKELY
-        i, j, alike = i[keep], j[keep], alike[keep]
-        keep = (alike >= CERTAIN) | (1 - alike <= APART * _distance_of_rivals(a, b, i, j, way))
-        yield from zip(i[keep].tolist(), j[keep].tolist(), strict=True)
+def _remembered(a: Pictures, b: Pictures, distance: int) -> Pairs:
+    """`copies`, sought once: kept in the cache folder under all that the answer depends on.
 
-
-def difference_bits(thumbs: np.ndarray) -> np.ndarray:
-    """(n, 1024) -> (n, 64) float32 of +1 and -1: is each of 8 x 8 cells clearly brighter than its
-    right neighbour? A product of two rows is 64 minus twice their Hamming distance.
+    A memo that is broken, or cannot be written, is done without.
     """
-    small = _areas(8) @ thumbs.reshape(-1, THUMB, THUMB).astype(np.float32) @ _areas(9).T
-    step = STEP * np.ptp(small, axis=(1, 2), keepdims=True)
-    brighter = small[:, :, :-1] > small[:, :, 1:] + step
-    return np.where(brighter, np.float32(1), np.float32(-1)).reshape(len(small), BITS)
-
-
-def _areas(n: int) -> np.ndarray:
-    """(n, THUMB) weights of means over n equal intervals."""
-    edges = np.linspace(0, THUMB, n + 1)
-    low = np.maximum(edges[:-1, None], np.arange(THUMB))
-    high = np.minimum(edges[1:, None], np.arange(THUMB) + 1)
-    return (np.clip(high - low, 0, None) * n / THUMB).astype(np.float32)
-
-
-def _changed(thumbs: np.ndarray, way: str) -> np.ndarray:
-    if way == "mirrored":
-        return thumbs.reshape(-1, THUMB, THUMB)[:, :, ::-1].reshape(len(thumbs), -1)
-    return 255 - thumbs if way == "inverted" else thumbs
-
-
-def _correlations(a: Pictures, b: Pictures, i: np.ndarray, j: np.ndarray, way: str) -> np.ndarray:
-    found = np.empty(len(i), np.float32)
-    for begin in range(0, len(i), PAIRS):
-        part = slice(begin, begin + PAIRS)
-        mine = standardised(_changed(a.thumbs[i[part]], way))
-        found[part] = np.einsum("nd,nd->n", mine, standardised(b.thumbs[j[part]]))
+    depends = FORMAT, distance, _have_rivals(a, b), a.pixels, b.pixels
+    code = hashlib.sha256(repr(depends).encode()).hexdigest()
+    path = cache_folder() / "audit" / f"near-{code}.json"
+    with suppress(OSError, ValueError, TypeError, IndexError):
+        kept = [(int(i), int(j), WAYS[w]) for i, j, w in json.loads(path.read_bytes())]
+        if all(0 <= i < len(a.pixels) and 0 <= j < len(b.pixels) for i, j, _ in kept):
+            return {(i, j): way for i, j, way in kept}
+    found = copies(a, b, distance=distance)
+    with suppress(OSError):
+        _write(path, json.dumps([(i, j, WAYS.index(way)) for (i, j), way in found.items()]))
     return found
 
 
-def _distance_of_rivals(
-    a: Pictures, b: Pictures, i: np.ndarray, j: np.ndarray, way: str
-) -> np.ndarray:
-    """(n,) one minus the correlation of either picture with its look-alikes on the other side, the
-    smaller of the two. Pictures of the same patient as the supposed original do not count.
-    """
-    if not len(i):
-        return np.zeros(0, np.float32)
-    return 1 - np.maximum(_rivals(a, i, b, j, way), _rivals(b, j, a, i, way))
+def _write(path: Path, text: str) -> None:
+    """All or nothing, readable by the user alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, scratch = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        os.replace(scratch, path)
+    except BaseException:
+        Path(scratch).unlink(missing_ok=True)
+        raise
 
 
-def _rivals(mine: Pictures, i: np.ndarray, others: Pictures, j: np.ndarray, way: str) -> np.ndarray:
-    """(n,) correlation of each picture i with the fifth most alike one of the other side, those of
-    j's patient left out; 0 where nothing is left.
+def copies(a: Pictures, b: Pictures, *, distance: int) -> Pairs:
+    """(number in a, number in b) -> way, of the pairs that stand out; same pixels left out."""
+    cases: Pairs = {}
+    for way in WAYS:
+        for i, j in _copies(a, b, way, distance):
+            if a.pixels[i] != b.pixels[j]:
+                cases.setdefault((i, j), way)
+    return cases
+
+
+def _copies(a: Pictures, b: Pictures, way: str, distance: int) -> Iterator[tuple[int, int]]:
+    """The pairs that stand out, `a` being changed in one way."""
+    likely = LIKELY if _have_rivals(a, b) else CERTAIN
+    rows = promising(a, b, way, distance, likely)
+    for begin in range(0, len(rows), ROWS):
+        block = rows[begin : begin + ROWS]
+        near, others = nearest(a, block, b, way, MOST)
+        here, place = np.nonzero(near <= np.minimum(_reach(near[:, :RANKED])[:, None], 1 - likely))
+        ij_2N, apart = np.stack([block[here], others[here, place]]), near[here, place]
+        keep = hashes_apart(a, ij_2N[0], b, ij_2N[1], way) <= distance
+        ij_2N, apart = ij_2N[:, keep], apart[keep]
+        for end, seen, side, how in ((0, a, a, WAYS[0]), (1, b, a, way), (1, b, b, WAYS[0])):
+            numbers, at = np.unique(ij_2N[end], return_inverse=True)
+            near = nearest(seen, numbers, side, how, RANKED)[0]
+            reach = _reach(near)
+            if seen is side:
+                reach = np.minimum(reach, np.maximum(TWIN * near[:, 0], 1 - CERTAIN))
+            keep = apart <= reach[at]
+            ij_2N, apart = ij_2N[:, keep], apart[keep]
+        yield from zip(ij_2N[0].tolist(), ij_2N[1].tolist(), strict=True)
+
+
+def _have_rivals(a: Pictures, b: Pictures) -> bool:
+    """Does either side have look-alikes to compare with, and of another patient?"""
+    sides = [(len(p.usable), len(np.unique(p.patients[p.usable]))) for p in (a, b)]
+    return any(pictures >= RIVAL for pictures, _ in sides) and any(n > 1 for _, n in sides)
+
+
+def _reach(near: np.ndarray) -> np.ndarray:
+    """(n,) how far a copy of each picture may be, from the distances of its look-alikes.
+
+    More than four copies are a crowd that stands apart from everything else, and hide each other
+    unless the fifth of them is passed over.
+
+    Args:
+        near: (n, RANKED) ascending; inf where there are fewer pictures.
     """
-    usable = others.usable
-    step = -(-len(usable) // SAMPLE)
-    pool = usable[::step]
-    pool_DM, of_pool = standardised(others.thumbs[pool]).T, others.patients[pool]
-    depth = min(DEPTH, len(pool))
-    rows, at = np.unique(i, return_inverse=True)
-    values = np.empty((len(rows), depth), np.float32)
-    owners = np.empty((len(rows), depth), np.int64)
-    for begin in range(0, len(rows), PAIRS // 4):
-        part = slice(begin, begin + PAIRS // 4)
-        alike = standardised(_changed(mine.thumbs[rows[part]], way)) @ pool_DM
-        best = np.argpartition(-alike, depth - 1, axis=1)[:, :depth]
-        order = np.argsort(-np.take_along_axis(alike, best, axis=1), axis=1)
-        best = np.take_along_axis(best, order, axis=1)
-        values[part], owners[part] = np.take_along_axis(alike, best, axis=1), of_pool[best]
-    left = np.cumsum(owners[at] != others.patients[j][:, None], axis=1)
-    rank = np.clip(round(RIVAL / step), 1, left[:, -1])
-    place = np.argmax(left >= rank[:, None], axis=1)
-    return np.where(left[:, -1] > 0, values[at, place], 0)
+    reach = APART * near[:, RIVAL - 1]
+    between = np.count_nonzero((near > CROWD) & (near < BEYOND), axis=1)
+    outside = np.isfinite(near) & (near >= BEYOND)
+    crowd = outside.any(axis=1) & (between == 0)
+    return np.maximum(np.where(crowd, APART * BEYOND, reach), 1 - CERTAIN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -10,18 +11,20 @@ from typing import Any
 
 import numpy as np
 
+from vilmedic_ssl.data.datasets.base import Unmatched
 from vilmedic_ssl.data.paths import safe_join
+from vilmedic_ssl.data.splits import is_missing
 from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.registry import closest
 
-# column of a table -> other names it goes by in published tables; compared without case
+# column of a table -> names it goes by in published tables; compared without case, blanks, _ and -
 COLUMNS = {
-    "path": ("path", "image", "filename", "file", "image_path"),
-    "patient": ("patient", "patient_id", "patientid", "subject_id", "subject"),
-    "study": ("study", "study_id", "studyid"),
+    "path": ("path", "image", "filename", "file", "imagepath", "filepath", "imageindex", "imageid"),
+    "patient": ("patient", "patientid", "subjectid", "subject"),
+    "study": ("study", "studyid", "studyinstanceuid"),
     "split": ("split", "fold", "subset"),
 }
-IDS = ("id", "uid", "name")
+IDS = ("id", "uid", "name", "imageid")
 TEXTS = ("report", "findings", "impression", "text", "caption")
 CLASSES = ("label", "class", "diagnosis")
 FIRST = ("train", "validate", "test")  # the order in which splits are told
@@ -34,7 +37,8 @@ class Part:
 
     Attributes:
         name: of the split; that of another source is led by the source's name.
-        ids: one per sample. paths, patients, studies: likewise, where known; "" = unknown.
+        ids: one per sample. paths: likewise, where known.
+        patients, studies: likewise; "" = unknown, None = all of them are.
         texts: name of the column -> one text per sample.
         labels: (N,) int64 classes or (N, C) float32 in {0, 1, nan}; with `label_names`.
         cells: label cells of a table that are neither 1 nor 0: "uncertain (-1)", "blank" -> count.
@@ -53,6 +57,9 @@ class Part:
     cells: dict[str, int] = field(default_factory=dict)
     pictures: Any = None
     source: int = 0
+
+    def __post_init__(self) -> None:
+        self.patients, self.studies = _known(self.patients), _known(self.studies)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -73,32 +80,42 @@ class Part:
 def pairs(parts: Sequence[Part]) -> Iterator[tuple[Part, Part]]:
     """The splits that must have nothing in common.
 
-    Parts of the other source are its own affair, and a split whose name begins with train may be
-    a piece of the training split.
+    Parts of the other source are its own affair, and one like train_small may be a piece of train.
     """
     for a, b in combinations(parts, 2):
-        both_train = a.name.startswith("train") and b.name.startswith("train")
-        if (a.source == 0 and not both_train) or a.source != b.source:
+        piece = "train" in (a.name, b.name) and a.name[:5] == b.name[:5] == "train"
+        if (a.source == 0 and not piece) or a.source != b.source:
             yield a, b
 
 
-def from_dataset(dataset: Any, *, source: int = 0, prefix: str = "") -> Part:
-    """The records of a `MedicalDataset`.
+def _known(names: Sequence[Any] | None) -> list[str] | None:
+    """Ids as text, "" where they name nobody; None if all do."""
+    found = [
+        "" if isinstance(name, Unmatched) or is_missing(name) else str(name).strip()
+        for name in (() if names is None else names)
+    ]
+    return found if any(found) else None
 
-    A sample whose patient is named like its file is one whose patient nobody knows.
-    """
-    patients = dataset.patients
-    if patients is not None:
-        patients = [
-            "" if p in (name, Path(name).name) else str(p)
-            for p, name in zip(patients, dataset.ids, strict=True)
-        ]
-    drawn = dataset.paths is None and hasattr(dataset, "files")
+
+def _draws(dataset: Any) -> bool:
+    """Whether a dataset without files holds pictures all the same."""
+    try:
+        dataset.decoded(0)
+    except TypeError:  # what the base class answers
+        return False
+    except UserError:  # a picture, but a spoilt one
+        return True
+    return True
+
+
+def from_dataset(dataset: Any, *, source: int = 0, prefix: str = "") -> Part:
+    """The records of a `MedicalDataset`."""
+    drawn = dataset.paths is None and len(dataset.ids) > 0 and _draws(dataset)
     return Part(
         name=prefix + dataset.split,
         ids=list(dataset.ids),
         paths=dataset.paths,
-        patients=patients if patients and any(patients) else None,
+        patients=dataset.patients,
         studies=dataset.studies,
         texts={"report": dataset.reports} if dataset.reports is not None else {},
         labels=dataset.labels,
@@ -115,15 +132,20 @@ def from_table(
     prefix: str = "",
     *,
     root: str | None = None,
+    path: str | None = None,
+    patient: str | None = None,
+    study: str | None = None,
     label: str | None = None,
     labels: list[str] = (),  # type: ignore[assignment]
 ) -> list[Part]:
     """The splits of a table, train first; one part where it has no split column.
 
     Args:
-        rows: column -> value; patient, study, path, report, split and labels as present.
+        rows: column -> value; patient, study, path, report, split and labels as present. What a
+            row lacks, and NaN, is blank.
         folder: the table's.
         root: folder the paths are relative to; null = the table's folder.
+        path, patient, study: their columns; null = one called so, or as in published tables.
         label: column with a class name; null = one called label, class or diagnosis.
         labels: columns with 1, 0, -1 or blank; none = every column that holds only these.
 
@@ -132,12 +154,16 @@ def from_table(
     """
     if not rows:
         raise UserError("the table has no rows; write one per sample below the column names")
-    table = [{str(k): "" if v is None else str(v).strip() for k, v in r.items()} for r in rows]
-    columns = list(table[0])
-    for name in [*([label] if label else []), *labels]:
+    columns = list(dict.fromkeys(str(key) for row in rows for key in row))
+    blank = dict.fromkeys(columns, "")
+    table = [{**blank, **{str(k): _text(v) for k, v in row.items()}} for row in rows]
+    for name in [*filter(None, (path, patient, study, label)), *labels]:
         if name not in columns:
             raise UserError(f"the table has no column {name!r}; {closest(name, columns)}")
     known = {key: _column(columns, names) for key, names in COLUMNS.items()}
+    if known["path"] and _plain(known["path"]) == "imageid" and not _files(table, known["path"]):
+        known["path"] = None
+    known |= {k: v for k, v in (("path", path), ("patient", patient), ("study", study)) if v}
     label = label or (None if labels else _column(columns, CLASSES))
     findings = list(labels) or ([] if label else _label_columns(table, set(known.values())))
     classes = sorted({row[label] for row in table}) if label else findings
@@ -173,8 +199,25 @@ def from_table(
 
 
 def _column(columns: Sequence[str], names: Sequence[str]) -> str | None:
-    by_name = {column.lower(): column for column in columns}
+    by_name = {_plain(column): column for column in reversed(columns)}
     return next((by_name[name] for name in names if name in by_name), None)
+
+
+def _plain(column: str) -> str:
+    """A column's name as it is compared: "Patient ID" and patient_id are one."""
+    return re.sub(r"[\s_-]", "", column).lower()
+
+
+def _text(value: Any) -> str:
+    """A cell as text; None and what pandas has for it are blank."""
+    if isinstance(value, str):
+        return value.strip()
+    return "" if is_missing(value) else str(value)
+
+
+def _files(table: Sequence[Mapping[str, str]], column: str) -> bool:
+    """Whether a column of ids names files."""
+    return any(Path(row[column]).suffix for row in table)
 
 
 def _unique(table: Sequence[Mapping[str, str]], column: str | None) -> str | None:

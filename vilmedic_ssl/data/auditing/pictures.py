@@ -11,8 +11,8 @@ from vilmedic_ssl.data.auditing.findings import Finding, counted, finding, named
 from vilmedic_ssl.data.auditing.parts import Part
 from vilmedic_ssl.data.fact_store import Facts
 from vilmedic_ssl.data.facts import THUMB, facts_of, picture_facts
+from vilmedic_ssl.errors import UserError
 
-FLAT = 1e-3  # standard deviation below a quarter of one 8-bit grey level: nothing to see
 ALIGNED = 0.4  # median correlation with the common picture from which a collection has one
 NEGATIVE = -0.3  # correlation with it and with its mirror image, below which one is a negative
 FEW = 10  # pictures that make no collection
@@ -26,7 +26,8 @@ class Pictures:
     Attributes:
         sha256, pixels: hex hashes, "" where unknown.
         errors: number of a sample -> why it cannot be read.
-        thumbs: (N, 1024) uint8. std: (N,). shape: (N, 3) width, height, channels.
+        thumbs: (N, 1024) uint8. shape: (N, 3) width, height, channels.
+        spread: (N,) float32, 0 where all values are the same, or unknown.
         patients: (N,) int64, equal for pictures of one known patient.
     """
 
@@ -34,7 +35,7 @@ class Pictures:
     sha256: list[str]
     pixels: list[str]
     thumbs: np.ndarray
-    std: np.ndarray
+    spread: np.ndarray
     shape: np.ndarray
     patients: np.ndarray
     errors: dict[int, str] = field(default_factory=dict)
@@ -42,7 +43,7 @@ class Pictures:
     @property
     def usable(self) -> np.ndarray:
         """Numbers of the pictures that show something."""
-        return np.flatnonzero(self.std >= FLAT)
+        return np.flatnonzero(self.spread > 0)
 
 
 def look_at(part: Part, *, workers: int, tick: Callable[[], None]) -> Pictures:
@@ -62,7 +63,7 @@ def look_at(part: Part, *, workers: int, tick: Callable[[], None]) -> Pictures:
         if facts.error:
             found.errors[i] = facts.error
         else:
-            found.pixels[i], found.std[i] = facts.pixels, facts.std
+            found.pixels[i], found.spread[i] = facts.pixels, facts.spread
             found.thumbs[i] = np.frombuffer(facts.thumb, np.uint8)
             found.shape[i] = facts.width, facts.height, facts.channels
         tick()
@@ -82,7 +83,9 @@ def _numbered(part: Part) -> np.ndarray:
 def _facts(part: Part, workers: int) -> Iterator[tuple[int, Facts]]:
     if part.paths is not None:
         return facts_of(part.paths, workers=workers)
-    return picture_facts(part.pictures, part.pictures.fingerprint(), workers=workers)
+    known = getattr(part.pictures, "files", None) is not None  # else no fingerprint covers pixels
+    name = part.pictures.fingerprint() if known else ""
+    return picture_facts(part.pictures, name, workers=workers)
 
 
 def standardised(thumbs: np.ndarray) -> np.ndarray:
@@ -90,6 +93,21 @@ def standardised(thumbs: np.ndarray) -> np.ndarray:
     z = thumbs.astype(np.float32)
     z -= z.mean(axis=1, keepdims=True)
     return z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-6)
+
+
+def refuse_unread(seen: Pictures) -> None:
+    """Raise a UserError where no picture of a split can be read: nothing would be checked."""
+    part = seen.part
+    if not len(part) or len(seen.errors) < len(part):
+        return
+    hint = ""
+    if part.paths and "\\" in part.paths[0].name:
+        slashes = part.ids[0].replace("\\", "/")
+        hint = f"; the path has backslashes, write '{slashes}'"
+    raise UserError(
+        f"{part.name}: none of {counted(len(part), 'image')} can be read, first {seen.errors[0]}"
+        f"{hint}; audit.images=false looks at the records alone"
+    )
 
 
 def spoilt(seen: Pictures) -> Iterator[Finding]:
@@ -107,7 +125,7 @@ def spoilt(seen: Pictures) -> Iterator[Finding]:
             examples=[errors[i] for i in numbers],
             count=len(numbers),
         )
-    blank = [i for i in np.flatnonzero(seen.std < FLAT).tolist() if i not in errors]
+    blank = [i for i in np.flatnonzero(seen.spread == 0).tolist() if i not in errors]
     if blank:
         yield finding(
             "constant",

@@ -53,11 +53,13 @@ def _repeated(parts: Sequence[Part], column: str) -> Iterator[Finding]:
     shared = [k for k, text in enumerate(texts) if times[text] > 1]
     if not shared:
         return
-    studies: dict[str, set[str]] = {}
+    studies: dict[str, set[tuple[str, str]]] = {}
     known = all(part.studies is not None for part in parts)
     for k in shared:
         part, i = where[k]
-        studies.setdefault(texts[k], set()).add(part.studies[i] if part.studies else "")
+        study = (part.studies[i] if part.studies else "") or part.row(i)
+        patient = part.patients[i] if part.patients else ""  # study names may restart with each
+        studies.setdefault(texts[k], set()).add((patient, study))
     apart = [k for k in shared if len(studies[texts[k]]) > 1]
     within = f", {len(apart) / len(texts):.1%} with another study" if known else ""
     often = [(text, n) for text, n in times.most_common(LISTED) if n > 1]

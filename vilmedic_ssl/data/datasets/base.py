@@ -152,11 +152,15 @@ class ImageRecords(MedicalDataset):
         return [super().content(), self.files.sizes()]
 
 
+class Unmatched(str):
+    """A name that stands for its own patient, because the pattern does not match it."""
+
+
 def patients_of(names: Sequence[str], pattern: str | None) -> list[str] | None:
     """The patient in each file name: the first group of a regular expression that took
     part, or its whole match.
 
-    A name the pattern does not match is its own patient.
+    A name the pattern does not match is its own patient (`Unmatched`).
 
     Raises:
         UserError: invalid pattern, or one that matches no name at all.
@@ -167,15 +171,17 @@ def patients_of(names: Sequence[str], pattern: str | None) -> list[str] | None:
         expression = re.compile(pattern)
     except re.error as error:
         raise UserError(
-            f"dataset.patient_pattern: {pattern!r} is no regular expression ({error})"
+            f"dataset.patient_pattern: '{pattern}' is no regular expression ({error})"
         ) from error
     matches = [expression.search(name) for name in names]
     if names and not any(matches):
         raise UserError(
-            f"dataset.patient_pattern: {pattern!r} matches no file name, for example not "
+            f"dataset.patient_pattern: '{pattern}' matches no file name, for example not "
             f"{names[0]!r}"
         )
     return [
-        next((group for group in m.groups() if group is not None), m.group(0)) if m else name
+        next((group for group in m.groups() if group is not None), m.group(0))
+        if m
+        else Unmatched(name)
         for m, name in zip(matches, names, strict=True)
     ]

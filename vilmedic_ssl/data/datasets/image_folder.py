@@ -14,7 +14,11 @@ from vilmedic_ssl.data.transforms import Transform
 from vilmedic_ssl.errors import MissingSplit, UserError
 from vilmedic_ssl.registry import closest, proto
 
-SPELLINGS = {"validate": ("validate", "val", "valid", "validation"), "train": ("train", "training")}
+SPELLINGS = {
+    TRAIN: ("train", "training"),
+    VALIDATE: ("validate", "val", "valid", "validation"),
+    TEST: ("test", "testing"),
+}
 
 
 @proto
@@ -29,7 +33,7 @@ class ImageFolder(ImageRecords):
         root: the folder.
         patient_pattern: regular expression on the file name; its group (or the whole match) is
             the patient, for example `person(\\d+)_`. null: every image is its own patient.
-        exclude: globs on the path below root, for example `*/masks/*`.
+        exclude: globs on the path below root, for example `*/masks/*`; each must match something.
         classes: the class folders to use; null = all.
         fractions: share of train, validate and test where the splits are made.
         transform: how files become tensors.
@@ -53,6 +57,7 @@ class ImageFolder(ImageRecords):
             )
         self.split, self.exclude, self.wanted = context.split, list(exclude), classes
         self.pattern, self.fractions = patient_pattern, fractions
+        self.excluding: set[str] = set()  # the globs that left something out
         there = self._class_names()
         for name in classes or ():
             if name not in there:
@@ -60,6 +65,7 @@ class ImageFolder(ImageRecords):
                     f"dataset.classes: {root} has no class {name!r}; {closest(name, there)}"
                 )
         found = self._of_split(context.split)
+        self._refuse_idle_globs()
         if not found:
             raise MissingSplit(
                 f"{root}: no image for split {context.split!r} ({', '.join(SUFFIXES)})"
@@ -83,10 +89,10 @@ class ImageFolder(ImageRecords):
         return inside
 
     def _folder(self, split: str) -> Path | None:
-        for name in SPELLINGS.get(split, (split,)):
-            if (self.root / name).is_dir():
-                return self.root / name
-        return None
+        """The folder of a split, in any of its spellings, upper or lower case."""
+        there = {p.name.lower(): p for p in sorted(self.root.iterdir()) if p.is_dir()}
+        spelled = (name.lower() for name in SPELLINGS.get(split, (split,)))
+        return next((there[name] for name in spelled if name in there), None)
 
     def _class_names(self) -> list[str]:
         """The class folders of every split, so that numbers agree between splits."""
@@ -111,13 +117,23 @@ class ImageFolder(ImageRecords):
                 part.startswith(".") for part in below.parts
             ):
                 continue
-            if any(
-                fnmatch.fnmatch(path.relative_to(self.root).as_posix(), glob)
-                for glob in self.exclude
-            ):
+            if globs := _matching(path.relative_to(self.root), self.exclude):
+                self.excluding.update(globs)
                 continue
             found.append((path, below.parts[0] if len(below.parts) > 1 else ""))
         return found
+
+    def _refuse_idle_globs(self) -> None:
+        idle = [glob for glob in self.exclude if glob not in self.excluding]
+        below = [path.relative_to(self.root) for path in self.root.rglob("*")] if idle else []
+        for glob in idle:
+            if not any(_matching(path, [glob]) for path in below):
+                hint = "correct it, or leave it out"
+                if "*" not in glob:
+                    hint = f"write \"dataset.exclude=['*{glob}']\" for every path that ends so"
+                raise UserError(
+                    f"dataset.exclude: {glob!r} matches no path below {self.root}; {hint}"
+                )
 
     def _of_split(self, split: str) -> list[tuple[Path, str]]:
         if self._folder(TRAIN) is None:
@@ -143,3 +159,8 @@ class ImageFolder(ImageRecords):
             return []
         homes = assign(self._patients(found), fractions=shares, seed=0)
         return [entry for entry, home in zip(found, homes, strict=True) if home == split]
+
+
+def _matching(path: Path, globs: list[str]) -> list[str]:
+    """The globs that a path below the root matches."""
+    return [glob for glob in globs if fnmatch.fnmatch(path.as_posix(), glob)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ def read_table(path: str | Path) -> list[Row]:
     """The rows of a CSV or Parquet file, every value as text, blank for missing.
 
     Raises:
-        UserError: missing, empty or ragged file, or one that is not UTF-8.
+        UserError: missing, empty or ragged file, or one without commas or not in UTF-8.
     """
     path = Path(path)
     if not path.is_file():
@@ -39,9 +40,13 @@ def read_table(path: str | Path) -> list[Row]:
         return _not_empty(rows, path)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
+            reader = csv.DictReader(file)
+            columns = list(reader.fieldnames or ())
+            rows = list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a readable CSV file ({error}); save it as UTF-8") from error
+    if len(columns) == 1 and (";" in columns[0] or "\t" in columns[0]):
+        raise UserError(f"{path} has one column, {columns[0]!r}: save it with commas")
     for number, row in enumerate(rows, start=2):
         if None in row or None in row.values():
             raise UserError(
@@ -93,7 +98,10 @@ class Manifest(ImageRecords):
         self.where, columns = manifest, list(table[0])
         for column in ["path", *labels, *([label] if label else []), *filter]:
             if column not in columns:
-                raise UserError(f"{manifest} has no column {column!r}; {closest(column, columns)}")
+                hint = closest(column, columns)
+                if column == "path":
+                    hint = f"give the one that names the images this name: {', '.join(columns)}"
+                raise UserError(f"{manifest} has no column {column!r}; {hint}")
         if labels and label:
             raise ConfigError("dataset.labels and dataset.label exclude each other; keep one")
         for key, policy in (("uncertain", uncertain), ("blank", blank)):
@@ -108,14 +116,14 @@ class Manifest(ImageRecords):
         if not rows:
             there = sorted({row["split"] for row in kept})
             hint = (
-                f"splits there: {', '.join(there)}"
+                f"splits there: {', '.join(there)}; write {context.split} in the column split"
                 if there
                 else f"dataset.filter {dict(filter)} keeps none"
             )
             raise MissingSplit(f"{manifest}: no row for split {context.split!r}; {hint}")
         self.split, self.ids = context.split, [row["path"] for row in rows]
         if len(set(self.ids)) < len(rows):
-            twice = next(name for name in self.ids if self.ids.count(name) > 1)
+            twice = Counter(self.ids).most_common(1)[0][0]
             raise UserError(
                 f"{manifest}: {twice} stands in two rows of split {context.split!r}; keep one"
             )
@@ -130,8 +138,10 @@ class Manifest(ImageRecords):
         elif label:
             nameless = [row["path"] for row in kept if not row[label]]
             if nameless:
+                names = ", ".join(sorted({row[label] for row in kept if row[label]}))
                 raise UserError(
-                    f"{manifest}, {nameless[0]}: {label} is blank; filter such rows out"
+                    f"{manifest}, {nameless[0]}: {label} is blank; take such rows out, for "
+                    f'example with "dataset.filter={{{label}: [{names}]}}"'
                 )
             self.label_names = sorted({row[label] for row in kept})
             number = {name: i for i, name in enumerate(self.label_names)}

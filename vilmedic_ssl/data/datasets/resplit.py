@@ -53,29 +53,51 @@ def resplit(
         MissingSplit: the file has no such split.
         UserError: it has no such fraction, or the data holds other samples than the file.
     """
-    rows = splits.of_split(context.split, fraction if context.split == TRAIN else None)
+    taken = fraction if context.split == TRAIN else None
+    splits.of_split(context.split, taken)  # what it lacks is said before the data is read
     homes = home_splits(node, context, [row[0] for row in splits.rows])
-    _same_samples(homes, splits)
+    settled = _settled(homes, splits)
+    _same_samples(homes, settled)
+    rows = settled.of_split(context.split, taken)
     needed = {home: homes[home] for home in dict.fromkeys(row[0] for row in rows)}
     needed = _of_one_mode(node, context, needed)
     several = len({row[1] for row in splits.rows}) < len(splits.rows)
     return Resplit(context.split, needed, [(row[0], row[1]) for row in rows], splits, several)
 
 
+def _settled(homes: Homes, splits: SplitFile) -> SplitFile:
+    """The file with the split each sample has in the data now, where ids alone tell samples apart:
+    a key that divides the data another way does not matter then.
+    """
+    there = {name: home for home, data in homes.items() for name in data.ids}
+    plain = len(there) == sum(map(len, homes.values()))
+    if not plain or len({row[1] for row in splits.rows}) < len(splits.rows):
+        return splits
+    return replace(splits, rows=[(there.get(row[1], row[0]), *row[1:]) for row in splits.rows])
+
+
 def _same_samples(homes: Homes, splits: SplitFile) -> None:
     known = {(row[0], row[1]) for row in splits.rows}
     there = {(home, name) for home, data in homes.items() for name in data.ids}
+    if not known & there:
+        raise UserError(
+            f"split_file: {splits.path} was made from other data: none of its {len(known)} samples "
+            "is here; name the file of this data, or write one with `vilmedic-ssl split`"
+        )
+    same = "give the `dataset` keys that `split` was given"
     if gone := sorted(known - there):
         home, name = gone[0]
         raise UserError(
             f"split_file: {splits.path} names {len(gone)} sample(s) the data does not have, for "
-            f"example {name!r} of split {home!r}; restore them, or write a new file with `split`"
+            f"example {name!r} of split {home!r}; {same}, restore the files, or write a new file "
+            "with `vilmedic-ssl split`"
         )
     if new := sorted(there - known):
         home, name = new[0]
         raise UserError(
             f"split_file: {splits.path} does not know {len(new)} sample(s) of the data, for "
-            f"example {name!r} of split {home!r}; take them out, or write a new file with `split`"
+            f"example {name!r} of split {home!r}; {same}, take them out, or write a new file with "
+            "`vilmedic-ssl split`"
         )
 
 

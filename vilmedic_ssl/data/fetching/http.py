@@ -43,12 +43,8 @@ class Https(Source):
     attempts: int = 5
     pause: float = 1.0
 
-    def fetch(self, folder: Path, *, name: str) -> Path:
-        target = folder / self.archive
-        if self.is_at(target):
-            return target
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = Partial(folder / f"{self.archive}.partial")
+    def bring(self, target: Path, *, name: str) -> None:
+        partial = Partial(target.with_name(f"{target.name}.partial"))
         reasons = []
         for url in self.urls:
             console.say(f"{name}: fetching {url}")
@@ -58,12 +54,12 @@ class Https(Source):
                 reasons.append(f"{url}: {error}")
                 continue
             partial.finish(target)
-            return target
+            return
         kept = partial.size()
         again = f"{kept:,} bytes are kept, the same command continues; or " if kept else ""
         raise UserError(
             f"{name}: could not be fetched ({'; '.join(reasons)}); {again}check the network, or "
-            f"put the file into {folder} as {self.archive} yourself"
+            f"put the file into {target.parent} as {target.name} yourself"
         )
 
     def _complete(self, url: str, partial: Partial, name: str) -> None:

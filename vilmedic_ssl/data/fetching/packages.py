@@ -28,11 +28,8 @@ class Package(Source):
         """The command that leaves the archive, and nothing else, in `scratch`."""
         raise TypeError(f"{type(self).__name__} defines no command()")
 
-    def fetch(self, folder: Path, *, name: str) -> Path:
-        target = folder / self.archive
-        if self.is_at(target):
-            return target
-        folder.mkdir(parents=True, exist_ok=True)
+    def bring(self, target: Path, *, name: str) -> None:
+        folder = target.parent
         console.say(f"{name}: fetching {self.spec} with {self.tool}")
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             command = self.command(Path(scratch), name=name)
@@ -51,7 +48,6 @@ class Package(Source):
                     "thrown away; try another index"
                 )
             files[0].replace(target)
-        return target
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from vilmedic_ssl.data.fetching.lock import only_one
+
 
 @dataclass(frozen=True)
 class Source:
@@ -40,10 +42,23 @@ class Source:
     def fetch(self, folder: Path, *, name: str) -> Path:
         """The file in `folder`, fetched unless it is there; `name` is the data set's, for messages.
 
+        Processes that want the same file wait for the one that fetches it.
+
         Raises:
             UserError: it cannot be had, or is not the file that the checksum names.
         """
-        raise TypeError(f"{type(self).__name__} defines no fetch()")
+        target = folder / self.archive
+        if self.is_at(target):
+            return target
+        folder.mkdir(parents=True, exist_ok=True)
+        with only_one(target, f"fetching {target}"):
+            if not self.is_at(target):
+                self.bring(target, name=name)
+        return target
+
+    def bring(self, target: Path, *, name: str) -> None:
+        """Fetch the file to `target`, whole or not at all."""
+        raise TypeError(f"{type(self).__name__} defines no bring()")
 
 
 def digest_of(path: Path, kind: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vilmedic_ssl import console
 from vilmedic_ssl.data.fetching.http import Https
+from vilmedic_ssl.data.fetching.lock import only_one
 from vilmedic_ssl.data.fetching.source import Source
 from vilmedic_ssl.errors import UserError
 
@@ -86,13 +87,26 @@ class Built(Recipe):
 
     def make(self, root: Path) -> Path:
         folder = self.folder(root)
+        if not self._is_there(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with only_one(folder, f"making {self.name}"):
+                if not self._is_there(folder):
+                    self._make(root, folder)
+        return folder
+
+    def _is_there(self, folder: Path) -> bool:
+        """True, and told, when there is nothing to make."""
         if self.is_complete(folder):
             console.say(f"{self.name}: already there, in {folder}")
-            return folder
+            return True
         own = any(next(folder.glob(pattern), None) for pattern in self.foreign)
         if own and not (folder / STAMP).exists():
             console.say(f"{self.name}: ready in {folder}, a copy that was not made here")
-            return folder
+            return True
+        return False
+
+    def _make(self, root: Path, folder: Path) -> None:
+        """Fill a folder beside `folder` and rename it; nobody else does so meanwhile."""
         if folder.exists():
             raise UserError(
                 f"{self.name}: {folder} exists but is not a complete data set of this recipe "
@@ -101,14 +115,13 @@ class Built(Recipe):
         archives = [source.fetch(root / CACHE, name=self.name) for source in self.sources]
         partial = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        partial.mkdir()
         images, card = self.build(*archives, partial)
         (partial / "README.txt").write_text(f"{card}\n{self._origin()}", encoding="utf-8")
         (partial / STAMP).write_text(json.dumps(self._stamp(images)) + "\n")
         partial.rename(folder)
         made = f"{images} images in {folder}" if images else f"ready in {folder}"
         console.say(f"{self.name}: {made} (licence: {self.licence})")
-        return folder
 
     def is_complete(self, folder: Path) -> bool:
         """True when the stamp names this recipe and its archives, and all images are there."""
@@ -140,10 +153,10 @@ class Published(Recipe):
     def make(self, root: Path) -> Path:
         folder = self.folder(root)
         path = folder / self.file.archive
-        if self.file.is_at(path):
-            console.say(f"{self.name}: already there, {path}")
-            return path
-        if path.exists():
+        if path.exists():  # asked first: another process may be about to put it there, whole
+            if self.file.is_at(path):
+                console.say(f"{self.name}: already there, {path}")
+                return path
             raise UserError(
                 f"{self.name}: {path} exists but has {self.file.found(path)}, not the published "
                 f"{self.file.checksum}; move it away or delete it, then run again"
