@@ -1,21 +1,23 @@
 """The trainor against a bare loop: same network, loss, optimizer and tensors in memory.
 
-    python benchmarks/trainor.py [--profile]
+    python benchmarks/trainor.py
 
-Ours is everything `fit` does: sampler, batches, finite-loss check, schedule, log, health of the
-embeddings, a checkpoint at the end of the epoch. Theirs is what one would write by hand.
+A step of ours is everything `fit` does for it: sampler, batch, finite-loss check, schedule, log,
+health of the embeddings, progress bar. A step of theirs is what one would write by hand. They take
+turns, step by step, in one process and one thread; the first three of each do not count.
 """
 
-import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from pairs import compare, console, verdict
+from pairs import console, verdict
 
 from vilmedic_ssl import build
 from vilmedic_ssl.data.datasets.base import MedicalDataset
@@ -25,7 +27,8 @@ from vilmedic_ssl.executors.settings import TrainorSettings
 from vilmedic_ssl.executors.trainor import Trainor
 from vilmedic_ssl.executors.validator import Validator
 
-NETWORKS = {"test_resnet": (64, 40), "resnet18": (32, 20)}  # images per batch, steps
+NETWORKS = {"test_resnet": 64, "resnet18": 32}  # images per batch
+STEPS, WARM = 43, 3
 TAU = 0.2
 
 
@@ -41,21 +44,61 @@ class InMemory(MedicalDataset):
         return {"images": self.images[index]}
 
 
+class Bare:
+    """The loop one would write by hand; `step` is one turn of it."""
+
+    def __init__(self, backbone: str, images: torch.Tensor, batch: int):
+        self.model = model_of(backbone).train()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3, weight_decay=1e-4)
+        self.images, self.batches = images, iter(torch.randperm(len(images)).split(batch))
+
+    def step(self) -> None:
+        rows = next(self.batches)
+        views = self.images[rows].transpose(0, 1).flatten(0, 1)
+        z = F.normalize(self.model.projection(self.model.cnn(views).flatten(1)), dim=1)
+        logits = z @ z.T / TAU
+        logits.fill_diagonal_(float("-inf"))
+        partner = torch.arange(len(z)).roll(len(rows))
+        self.optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(logits, partner).backward()
+        self.optimizer.step()
+
+
+class Turns(Loader):
+    """Hands out batches; between two of them the bare loop has its turn. Both are timed."""
+
+    bare: Bare | None = None
+
+    def epoch(self, epoch: int, position: int = 0) -> Iterator[dict]:
+        self.ours, self.theirs = [], []
+        begin = time.perf_counter()
+        for batch in super().epoch(epoch, position):
+            yield batch
+            self.ours.append(time.perf_counter() - begin)
+            begin = time.perf_counter()
+            if self.bare is not None:
+                self.bare.step()
+                self.theirs.append(time.perf_counter() - begin)
+            begin = time.perf_counter()
+
+
 def model_of(backbone: str):
     torch.manual_seed(0)
     cnn = {"proto": "CNN", "backbone": backbone, "in_chans": 1}
     return build({"proto": "SimCLR", "cnn": cnn, "loss": {"tau": TAU}})
 
 
-def ours(backbone: str, images: torch.Tensor, batch: int) -> float:
+def trained(backbone: str, images: torch.Tensor, batch: int, bare: Bare | None) -> Turns:
+    """One epoch of ours, taking turns with `bare`."""
     settings = TrainorSettings(
         optim_params={"lr": 1e-3, "weight_decay": 1e-4}, batch_size=batch, epochs=1, eval_start=2
     )
     data = InMemory(images)
     sampler = EpochBatches(len(data), batch_size=batch, seed=0, shuffle=True)
-    loader = Loader(data, sampler, workers=0, pin_memory=False)
+    loader = Turns(data, sampler, workers=0, pin_memory=False)
+    loader.bare = bare
     with tempfile.TemporaryDirectory() as folder:
-        trainor = Trainor(
+        Trainor(
             Run(Path(folder), 0),
             settings,
             model_of(backbone),
@@ -65,77 +108,51 @@ def ours(backbone: str, images: torch.Tensor, batch: int) -> float:
             config={},
             data={},
             trained_on=data.members(),
-        )
-        begin = time.perf_counter()
-        trainor.fit()
-        return len(images) / (time.perf_counter() - begin)
+        ).fit()
+    return loader
 
 
-def theirs(backbone: str, images: torch.Tensor, batch: int) -> float:
-    model = model_of(backbone).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-4)
-    begin = time.perf_counter()
-    order = torch.randperm(len(images))
-    for rows in order.split(batch):
-        views = images[rows].transpose(0, 1).flatten(0, 1)
-        z = F.normalize(model.projection(model.cnn(views).flatten(1)), dim=1)
-        logits = z @ z.T / TAU
-        logits.fill_diagonal_(float("-inf"))
-        partner = torch.arange(len(z)).roll(len(rows))
-        optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(logits, partner).backward()
-        optimizer.step()
-    return len(images) / (time.perf_counter() - begin)
+def tensors(batch: int) -> torch.Tensor:
+    return torch.randn(batch * STEPS, 2, 1, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
-def tensors(batch: int, steps: int) -> torch.Tensor:
-    return torch.randn(batch * steps, 2, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+def alone(side: str, backbone: str) -> None:
+    """One side in this process; prints the largest resident set in MB."""
+    images = tensors(NETWORKS[backbone])
+    if side == "ours":
+        trained(backbone, images, NETWORKS[backbone], None)
+    else:
+        bare = Bare(backbone, images, NETWORKS[backbone])
+        for _ in range(STEPS):
+            bare.step()
+    # not ru_maxrss, which a child inherits from the process that starts it
+    status = Path("/proc/self/status").read_text()
+    console.result(f"{int(status.split('VmHWM:')[1].split()[0]) / 1024:.0f}")
 
 
-def peak_mb(side: str, backbone: str) -> float:
-    """Largest resident set of a process that does one side alone."""
+def peak_mb(side: str, backbone: str) -> str:
     command = [sys.executable, __file__, side, backbone]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
+    return f"{int(done.stdout.split()[-1]):,}"
 
 
 def main() -> None:
     torch.set_num_threads(1)  # two threads wait for each other whenever something else runs
     if len(sys.argv) == 3:
-        side, backbone = sys.argv[1:]
-        batch, steps = NETWORKS[backbone]
-        {"ours": ours, "theirs": theirs}[side](backbone, tensors(batch, steps), batch)
-        console.result(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f}")
-        return
+        return alone(*sys.argv[1:])
     rows = []
-    for backbone, (batch, steps) in NETWORKS.items():
-        images = tensors(batch, steps)
-        console.say(f"{backbone}, batch {batch}, {steps} steps")
-        a, b, ratio = compare(
-            lambda i=images, n=backbone, s=batch: ours(n, i, s),
-            lambda i=images, n=backbone, s=batch: theirs(n, i, s),
-            rounds=5,
-        )
-        memory = f"{peak_mb('ours', backbone):,.0f}", f"{peak_mb('theirs', backbone):,.0f}"
-        speed = f"{a:.0f}", f"{b:.0f}", f"{ratio:.3f}", verdict(ratio, 0.97)
-        rows.append((f"{backbone}, batch {batch}", *speed, *memory))
-        if "--profile" in sys.argv:
-            profile(lambda i=images, n=backbone, s=batch: ours(n, i, s))
-    header = ("network, 64 px", "images/s", "bare loop", "ratio", "goal", "peak MB", "bare loop MB")
+    for backbone, batch in NETWORKS.items():
+        images = tensors(batch)
+        turns = trained(backbone, images, batch, Bare(backbone, images, batch))
+        ours, theirs = turns.ours[WARM:], turns.theirs[WARM : len(turns.ours)]
+        ratio = statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
+        speeds = [f"{batch / statistics.median(times):.0f}" for times in (ours, theirs)]
+        told = *speeds, len(ours), f"{ratio:.3f}", verdict(ratio, 0.97)
+        memory = peak_mb("ours", backbone), peak_mb("theirs", backbone)
+        rows.append((f"{backbone}, batch {batch}", *told, *memory))
+    speed = ("images/s", "bare loop", "pairs of steps", "ratio", "goal")
+    header = ("network, 64 px", *speed, "peak MB", "bare loop MB")
     console.result(console.table(header, rows))
-
-
-def profile(side) -> None:
-    """Where the time of our side goes, outside the network."""
-    import cProfile
-    import io
-    import pstats
-
-    watch = cProfile.Profile()
-    watch.runcall(side)
-    text = io.StringIO()
-    pstats.Stats(watch, stream=text).sort_stats("tottime").print_stats(14)
-    console.result(text.getvalue())
 
 
 main()

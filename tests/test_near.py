@@ -154,7 +154,7 @@ def test_the_nearest_are_those_of_the_full_table():
 def test_alike_pictures_take_bounded_time():
     begin = time.process_time()
     assert not copies(alike(0, 3500, "train"), alike(1, 1000, "test"), distance=6)
-    assert time.process_time() - begin < 10  # half a second here; thirty for each pair by itself
+    assert time.process_time() - begin < 10
 
 
 def test_the_answer_is_remembered_and_broken_memos_are_ignored(tmp_path, monkeypatch):
@@ -173,7 +173,18 @@ def test_the_answer_is_remembered_and_broken_memos_are_ignored(tmp_path, monkeyp
         assert list(near_duplicates(a, b, distance=6)) == [first]
         with pytest.raises(AssertionError):
             list(near_duplicates(a, b, distance=5))
-    for text in ("", "{", "7", "[[0, 99, 0]]", "[[0, 0, 9]]", "[[-1, 0, 0]]", '[["x"]]', "\udcff"):
+    for text in (
+        "",
+        "{",
+        "7",
+        "[[0, 99, 0]]",
+        "[[0, 0, 9]]",
+        "[[-1, 0, 0]]",
+        "[[Infinity, 0, 0]]",
+        "[" * 9999,
+        '[["x"]]',
+        "\udcff",
+    ):
         memo.write_bytes(text.encode(errors="surrogateescape"))
         assert list(near_duplicates(a, b, distance=6)) == [first]
     assert len(list(memo.parent.iterdir())) == 1  # no scratch file is left

@@ -75,7 +75,7 @@ def _remembered(a: Pictures, b: Pictures, distance: int) -> Pairs:
     depends = FORMAT, distance, _have_rivals(a, b), a.pixels, b.pixels
     code = hashlib.sha256(repr(depends).encode()).hexdigest()
     path = cache_folder() / "audit" / f"near-{code}.json"
-    with suppress(OSError, ValueError, TypeError, IndexError):
+    with suppress(OSError, ValueError, TypeError, LookupError, ArithmeticError, RecursionError):
         kept = [(int(i), int(j), WAYS[w]) for i, j, w in json.loads(path.read_bytes())]
         if all(0 <= i < len(a.pixels) and 0 <= j < len(b.pixels) for i, j, _ in kept):
             return {(i, j): way for i, j, way in kept}
