@@ -41,7 +41,8 @@ class Transform:
             deeper files).
         cache: the same in a memory-mapped file below $VILMEDIC_SSL_CACHE (~/.cache/vilmedic_ssl),
             shared by processes and runs.
-        cache_gb: largest such file, 10^9 bytes; images are decoded each time where it would not do.
+        cache_gb: most that all caches there may take, 10^9 bytes; what was not used for a day makes
+            room, and where that is not enough images are decoded each time.
     """
 
     resize: int | list[int] = 256
