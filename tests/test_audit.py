@@ -525,7 +525,7 @@ def test_facts_are_remembered_until_the_file_changes(tmp_path, monkeypatch):
     first, hashes = dict(facts_of(paths)), content_hashes(paths)
     read = []
     monkeypatch.setattr(facts, "read_facts", lambda p: read.append(p) or facts.Facts(error="x"))
-    monkeypatch.setattr(facts, "_sha256", lambda p: read.append(p) or "x")
+    monkeypatch.setattr(facts, "digest_of", lambda p: read.append(p) or "x")
     assert dict(facts_of(paths)) == first and content_hashes(paths) == hashes and not read
     Image.fromarray(np.full((9, 8), 10, np.uint8)).save(paths[1])
     assert dict(facts_of(paths))[1].error == "x" and read == [paths[1]]

@@ -24,7 +24,7 @@ from vilmedic_ssl.data.archive import read_members
 from vilmedic_ssl.data.download import RECIPES, download, listing
 from vilmedic_ssl.data.fetching import packages
 from vilmedic_ssl.data.fetching.packages import Package, Pip
-from vilmedic_ssl.data.fetching.source import sha256_of
+from vilmedic_ssl.data.paths import digest_of
 from vilmedic_ssl.data.recipes.base import STAMP, Built
 from vilmedic_ssl.data.recipes.elsewhere import ELSEWHERE
 from vilmedic_ssl.data.recipes.medmnist import SETS, SIZES, VOLUMES
@@ -51,7 +51,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Built:
         source="here",
         about="a toy",
         build=build,
-        sources=(Pip(spec="toy==1", archive="toy.whl", sha256=sha256_of(archive)),),
+        sources=(Pip(spec="toy==1", archive="toy.whl", sha256=digest_of(archive)),),
     )
     monkeypatch.setitem(RECIPES, "toy", recipe)
     return recipe
@@ -314,7 +314,7 @@ def test_an_unsafe_archive_leaves_nothing_outside(toy: Built, tmp_path: Path, na
     """Neither the archive's good members nor its bad ones become a data set or a file elsewhere."""
     root = tmp_path / "data"
     bad = zip_of(root / ".cache/toy.whl", {"toy/a.png": b"a", name: b"evil"})
-    source = replace(toy.sources[0], sha256=sha256_of(bad))
+    source = replace(toy.sources[0], sha256=digest_of(bad))
     RECIPES["toy"] = replace(toy, sources=(source,))
     before = {path for path in tmp_path.parent.rglob("*evil*")}
     with pytest.raises(UserError, match="unsafe or damaged"):

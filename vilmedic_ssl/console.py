@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import os
 import shutil
 import sys
@@ -140,9 +139,3 @@ def _wrapped(row: Sequence[str], widths: Sequence[int]) -> list[str]:
         "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()
         for line in zip_longest(*cells, fillvalue="")
     ]
-
-
-def quiet_libraries() -> None:
-    """Third-party chatter (whole configs at info level) would bury our own lines."""
-    for name in ("transformers", "timm", "matplotlib", "PIL", "torch.distributed"):
-        logging.getLogger(name).setLevel(logging.ERROR)

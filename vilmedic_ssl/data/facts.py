@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from vilmedic_ssl.data.fact_store import Entry, Facts, Stamp, recall, remember, stamp_of
+from vilmedic_ssl.data.paths import digest_of
 from vilmedic_ssl.errors import UserError
 
 THUMB = 32  # pixels a side: enough to tell two films of one protocol apart, 1 kB each
@@ -44,7 +45,7 @@ def content_hashes(paths: Sequence[Path]) -> list[str]:
 
 def _hash_or_refuse(path: Path) -> str:
     try:
-        return _sha256(path)
+        return digest_of(path)
     except FileNotFoundError as error:
         raise UserError(
             f"{path}: there is no such image; correct its line or fetch the data"
@@ -149,7 +150,7 @@ def read_facts(path: Path) -> Facts:
     from vilmedic_ssl.data import read
 
     try:
-        sha256 = _sha256(path)
+        sha256 = digest_of(path)
         pixels = read.decode_pixels(path)
     except FileNotFoundError:
         return Facts(error=f"{path}: no such file")
@@ -158,11 +159,6 @@ def read_facts(path: Path) -> Facts:
     except UserError as error:
         return Facts(error=str(error))
     return measure(pixels, sha256)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def measure(pixels: np.ndarray, sha256: str = "") -> Facts:

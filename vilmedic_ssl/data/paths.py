@@ -4,6 +4,7 @@ root.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from contextlib import suppress
@@ -31,6 +32,12 @@ def _temporary() -> Path:
     with suppress(OSError):  # whoever writes into it will tell
         folder.mkdir(mode=0o700, exist_ok=True)
     return folder
+
+
+def digest_of(path: Path, kind: str = "sha256") -> str:
+    """Hexadecimal `kind` ("sha256" or "md5") of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, kind).hexdigest()
 
 
 def safe_join(root: str | Path, relative: str | Path) -> Path:

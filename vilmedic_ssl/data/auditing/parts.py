@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from vilmedic_ssl.data.auditing.findings import Finding, finding
 from vilmedic_ssl.data.datasets.base import Unmatched
 from vilmedic_ssl.data.paths import safe_join
 from vilmedic_ssl.data.splits import is_missing
@@ -75,6 +76,20 @@ class Part:
         if self.patients is None:
             return []
         return [p for p in dict.fromkeys(self.patients[i] for i in numbers) if p]
+
+    def finding(
+        self, kind: str, message: str, numbers: Sequence[int], examples: Sequence[str] = ()
+    ) -> Finding:
+        """What is wrong with some samples of this split."""
+        return finding(
+            kind,
+            f"{self.name}: {message}",
+            rows=self.rows(numbers),
+            patients=self.patients_of(numbers),
+            splits=[self.name],
+            examples=examples,
+            count=len(numbers),
+        )
 
 
 def pairs(parts: Sequence[Part]) -> Iterator[tuple[Part, Part]]:

@@ -115,26 +115,20 @@ def spoilt(seen: Pictures) -> Iterator[Finding]:
     part, errors = seen.part, seen.errors
     if errors:
         numbers = sorted(errors)
-        yield finding(
+        yield part.finding(
             "unreadable",
-            f"{part.name}: {len(numbers):,} of {counted(len(part), 'image')} cannot be read, "
+            f"{len(numbers):,} of {counted(len(part), 'image')} cannot be read, "
             f"first {errors[numbers[0]]}",
-            rows=part.rows(numbers),
-            patients=part.patients_of(numbers),
-            splits=[part.name],
+            numbers,
             examples=[errors[i] for i in numbers],
-            count=len(numbers),
         )
     blank = [i for i in np.flatnonzero(seen.spread == 0).tolist() if i not in errors]
     if blank:
-        yield finding(
+        yield part.finding(
             "constant",
-            f"{part.name}: {len(blank):,} of {counted(len(part), 'image')} show one value and "
+            f"{len(blank):,} of {counted(len(part), 'image')} show one value and "
             f"nothing else: {named(part.rows(blank))}",
-            rows=part.rows(blank),
-            patients=part.patients_of(blank),
-            splits=[part.name],
-            count=len(blank),
+            blank,
         )
 
 

@@ -29,14 +29,11 @@ def spelled(text: str) -> str:
 def _blank(part: Part, column: str) -> Iterator[Finding]:
     blank = [i for i, text in enumerate(part.texts[column]) if not text.strip()]
     if blank:
-        yield finding(
+        yield part.finding(
             "blank_text",
-            f"{part.name}: {len(blank):,} of {counted(len(part), 'sample')} have no {column}: "
+            f"{len(blank):,} of {counted(len(part), 'sample')} have no {column}: "
             f"{named(part.rows(blank))}",
-            rows=part.rows(blank),
-            patients=part.patients_of(blank),
-            splits=[part.name],
-            count=len(blank),
+            blank,
         )
 
 

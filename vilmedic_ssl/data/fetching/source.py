@@ -1,12 +1,12 @@
-"""What every source of a file offers, and checksums of files."""
+"""What every source of a file offers."""
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from vilmedic_ssl.data.fetching.lock import only_one
+from vilmedic_ssl.data.paths import digest_of
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,3 @@ class Source:
     def bring(self, target: Path, *, name: str) -> None:
         """Fetch the file to `target`, whole or not at all."""
         raise TypeError(f"{type(self).__name__} defines no bring()")
-
-
-def digest_of(path: Path, kind: str) -> str:
-    """Hexadecimal `kind` ("sha256" or "md5") of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, kind).hexdigest()
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    return digest_of(path, "sha256")
