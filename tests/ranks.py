@@ -1,25 +1,31 @@
 """What test_distributed.py runs on every rank, and in its own process as the reference.
 
-The same global batch, cut unevenly; gradients in float64 of losses and of every registered model.
+The same global batch, cut unevenly; gradients of every loss and of every registered model.
+
+    ranks.py FILE [PLUGIN MODEL]: all models, or the one of a plug-in
 """
 
 import contextlib
 import sys
 
 import torch
+from methods import cases, node_of
 from torch import nn
 
-from vilmedic_ssl import build, dist
+from vilmedic_ssl import build, dist, losses
 from vilmedic_ssl.executors import gradient_cache
-from vilmedic_ssl.losses import nt_xent
-from vilmedic_ssl.registry import protos
+from vilmedic_ssl.losses import blocks
+from vilmedic_ssl.registry import load_plugins
 
-N = 7  # rows of the global batch: no rank count divides it
-CNN = {"backbone": "test_resnet", "in_chans": 1}
-PLAIN = {"backbone": "test_vit", "in_chans": 1, "options": {"img_size": 32}}
-MODELS = {"SimCLR": {"cnn": CNN, "projection": {"projection_dim": 8}, "loss": {"tau": 0.2}}}
-FUSED = {"SimCLR": {**MODELS["SimCLR"], "cnn": {"backbone": "test_efficientnet", "in_chans": 1}}}
-NO_NORM = {"SimCLR": {**MODELS["SimCLR"], "cnn": PLAIN}}
+N = 11  # rows of the global batch: no rank count divides it
+PAIRS = {
+    "nt_xent": {"tau": 0.3},
+    "moco_v3": {"tau": 0.3},
+    "byol": {},
+    "sim_siam": {},
+    "barlow_twins": {"lambda_": 0.01},
+    "vicreg": {"sim_loss_weight": 25.0, "var_loss_weight": 25.0, "cov_loss_weight": 1.0},
+}
 
 
 def mine(x):
@@ -28,49 +34,78 @@ def mine(x):
     return x.tensor_split(cuts)[dist.rank()]
 
 
-def views():
+def batch_for(model, dtype):
+    """This rank's part of a batch with everything a model may take."""
     generator = torch.Generator().manual_seed(1)
-    return torch.rand(N, 2, 1, 32, 32, generator=generator, dtype=torch.float64)
+    whole = {
+        "images": torch.randn(N, model.views, 1, 32, 32, generator=generator, dtype=torch.float64),
+        "local": torch.randn(N, 2, 1, 16, 16, generator=generator, dtype=torch.float64),
+        "labels": torch.arange(N) % 3,
+        "seeds": torch.arange(N) * 10**12,
+    }
+    return {k: mine(v.to(dtype) if v.is_floating_point() else v) for k, v in whole.items()}
 
 
-def loss_gradient():
+def loss_gradient(name, keys):
     generator = torch.Generator().manual_seed(0)
     z1, z2 = torch.randn(2, N, 5, generator=generator, dtype=torch.float64)
     weight = nn.Linear(5, 4, dtype=torch.float64)
     torch.nn.init.orthogonal_(weight.weight, generator=torch.Generator().manual_seed(2))
     torch.nn.init.zeros_(weight.bias)
     wrapped = dist.wrap(weight)
-    loss = nt_xent(wrapped(mine(z1)), wrapped(mine(z2)), tau=0.3)
+    loss = getattr(losses, name)(wrapped(mine(z1)), wrapped(mine(z2)), **keys)
     loss.backward()
     return {"loss": loss.detach(), "weight": weight.weight.grad, "bias": weight.bias.grad}
 
 
-def model_gradient(name, keys, chunk=None):
+def in_blocks(name):
+    """Some ranks' share of the logits is more than one block, others' is not."""
+    whole, blocks.WHOLE = blocks.WHOLE, 30
+    found = loss_gradient(name, PAIRS[name])
+    blocks.WHOLE = whole
+    return found
+
+
+def model_gradient(name, encoder, chunk=None, dtype=torch.float64):
+    """Loss, gradients, and what moved: buffers, and the parameters that follow others."""
     torch.manual_seed(0)
-    model = build({"proto": name, **keys}).double().train()
+    model = build({**node_of(name, encoder), "proto": name}).to(dtype).train()
+    learned = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        for p in learned.values():
+            p.mul_(1.05)  # so that what follows has a way to go
     model = dist.globalise_batch_norm(model)
-    batch = {"images": mine(views())}
+    model.at_step(3, 10)
     out = gradient_cache.backward(
-        dist.wrap(model), batch, chunk=chunk, cast=contextlib.nullcontext, scale=lambda x: x
+        dist.wrap(model),
+        batch_for(model, dtype),
+        chunk=chunk,
+        cast=contextlib.nullcontext,
+        scale=lambda x: x,
     )
-    grads = {n: p.grad for n, p in model.named_parameters()}
-    return {"loss": out["loss"], **grads, **{f"buffer {n}": b for n, b in model.named_buffers()}}
+    model.after_step()
+    moved = {f"moved {n}": t for n, t in model.state_dict().items() if n not in learned}
+    return {"loss": out["loss"], **{n: p.grad for n, p in learned.items()}, **moved}
 
 
-def everything():
-    cases = {"nt_xent": loss_gradient()}
-    for name in protos("models"):
-        cases[f"{name}, batch norm"] = model_gradient(name, MODELS[name])
-        cases[f"{name}, fused norm"] = model_gradient(name, FUSED[name])
-        cases[f"{name}, no norm"] = model_gradient(name, NO_NORM[name])
-        cases[f"{name}, chunks"] = model_gradient(name, NO_NORM[name], chunk=2)
-    return cases
+def everything(names=None):
+    found = {name: loss_gradient(name, keys) for name, keys in PAIRS.items() if not names}
+    if not names:
+        found |= {f"{name}, in blocks": in_blocks(name) for name in ("nt_xent", "moco_v3")}
+    for name, encoder in cases(names):
+        found[f"{name}, {encoder}"] = model_gradient(name, encoder)
+        found[f"{name}, {encoder}, float32"] = model_gradient(name, encoder, dtype=torch.float32)
+        if encoder == "no norm":
+            found[f"{name}, chunks"] = model_gradient(name, encoder, chunk=2)
+    return found
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    path, *plugin = sys.argv[1:]
+    load_plugins(plugin[:1])
     dist.start(torch.device("cpu"))
-    found = everything()
+    found = everything(plugin[1:])
     if dist.rank() == 0:
-        torch.save(found, sys.argv[1])
+        torch.save(found, path)
     dist.stop()

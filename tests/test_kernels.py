@@ -4,8 +4,9 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
+from vilmedic_ssl.data.compose import compose
 from vilmedic_ssl.data.kernels import quick
-from vilmedic_ssl.data.transforms import compose, preset
+from vilmedic_ssl.data.presets import preset
 
 ONES = {
     "zoom": lambda: v2.RandomResizedCrop(17, (0.08, 1.0)),

@@ -17,10 +17,10 @@ from omegaconf import OmegaConf
 from vilmedic_ssl import AutoModel
 from vilmedic_ssl import config as yaml_config
 from vilmedic_ssl.cli import main
+from vilmedic_ssl.data.compose import compose
 from vilmedic_ssl.data.datasets.base import Context
 from vilmedic_ssl.data.legacy import parse_transforms
 from vilmedic_ssl.data.legacy_keys import modern, parse_size
-from vilmedic_ssl.data.transforms import compose
 from vilmedic_ssl.errors import ConfigError
 from vilmedic_ssl.executors.schedules import Clock, find_schedule
 from vilmedic_ssl.executors.settings import TrainorSettings

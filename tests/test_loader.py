@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from vilmedic_ssl.data.compose import compose
 from vilmedic_ssl.data.datasets.base import Context
 from vilmedic_ssl.data.datasets.manifest import Manifest
 from vilmedic_ssl.data.loader import EpochBatches, Loader, batches_of, sample_seed, share
+from vilmedic_ssl.data.presets import preset
 from vilmedic_ssl.data.splits import FRACTIONS, assign, split_patients
-from vilmedic_ssl.data.transforms import Pipeline, Transform, compose, preset
+from vilmedic_ssl.data.transforms import Pipeline, Transform
 from vilmedic_ssl.errors import ConfigError, UserError
 
 SPLITS = ("train", "validate", "test")

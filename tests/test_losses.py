@@ -5,8 +5,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import cosine_similarity, cross_entropy
 
-from vilmedic_ssl.losses import nt_xent
+from vilmedic_ssl.errors import UserError
+from vilmedic_ssl.losses import (
+    barlow_twins,
+    blocks,
+    byol,
+    dino,
+    moco_v3,
+    nt_xent,
+    sim_siam,
+    vicreg,
+)
 
 ORACLES = Path(__file__).parent / "oracles"
 
@@ -58,15 +69,195 @@ def test_one_pair_has_nothing_to_repel():
     assert float(nt_xent(z, torch.randn(1, 4), tau=0.5)) == 0
 
 
+def rows(*shape, seed=0, grad=False):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_(grad)
+
+
+def value_and_gradients(loss, *tensors):
+    leaves = [t.detach().clone().requires_grad_() for t in tensors]
+    found = loss(*leaves)
+    return [found.detach(), *torch.autograd.grad(found, leaves, materialize_grads=True)]
+
+
+WEIGHTS = {"sim_loss_weight": 25.0, "var_loss_weight": 25.0, "cov_loss_weight": 1.0}
+# Each takes two (N, D) tensors.
+LOSSES = {
+    "nt_xent": lambda a, b: nt_xent(a, b, tau=0.05),
+    "moco_v3": lambda a, b: moco_v3(a, b, tau=0.2),
+    "barlow_twins": lambda a, b: barlow_twins(a, b, lambda_=0.0051),
+    "vicreg": lambda a, b: vicreg(a, b, **WEIGHTS),
+    "byol": byol,
+    "sim_siam": sim_siam,
+    "dino": lambda a, b: dino(
+        a.reshape(len(a), 2, -1),
+        b.reshape(len(b), 2, -1),
+        student_temp=0.1,
+        teacher_temp=0.04,
+        center=torch.linspace(0, 1, a.shape[1] // 2),
+    ),
+}
+every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+
+
+@every_loss
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_computed_in_float32(dtype):
-    z1, z2 = torch.randn(16, 32).to(dtype), torch.randn(16, 32).to(dtype)
+def test_half_precision_is_computed_in_float32(loss, dtype):
+    z1, z2 = (rows(16, 32, seed=s).to(dtype) for s in (0, 1))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = nt_xent(z1, z2, tau=0.05)
-    assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, nt_xent(z1.float(), z2.float(), tau=0.05))
+        found = loss(z1, z2)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, loss(z1.float(), z2.float()))
 
 
-def test_small_temperatures_stay_finite():
+@every_loss
+def test_float32_is_close_to_float64(loss):
+    z1, z2 = rows(16, 32), rows(16, 32, seed=1)
+    wide = value_and_gradients(loss, z1, z2)
+    for found, expected in zip(
+        value_and_gradients(loss, z1.float(), z2.float()), wide, strict=True
+    ):
+        assert found.dtype == torch.float32 and expected.dtype == torch.float64
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@every_loss
+@pytest.mark.parametrize("n", [1, 2])
+def test_the_smallest_batches_are_finite(loss, n):
+    found = value_and_gradients(loss, rows(n, 4), rows(n, 4, seed=1))
+    assert all(torch.isfinite(t).all() for t in found)
+
+
+@pytest.mark.parametrize("loss", [LOSSES["nt_xent"], LOSSES["moco_v3"]], ids=["nt_xent", "moco_v3"])
+@pytest.mark.parametrize("limit", [1, 40, 150])
+def test_blocks_of_anchors_equal_the_whole(loss, limit, monkeypatch):
+    z1, z2 = rows(13, 6), rows(13, 6, seed=1)
+    whole = value_and_gradients(loss, z1, z2)
+    monkeypatch.setattr(blocks, "WHOLE", limit)
+    for found, expected in zip(value_and_gradients(loss, z1, z2), whole, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_moco_v3_equals_its_algorithm():
+    query, key, tau = rows(9, 5, grad=True), rows(9, 5, seed=1, grad=True), 0.2
+    logits = cosine_similarity(query[:, None], key.detach()[None], dim=2) / tau
+    expected = cross_entropy(logits, torch.arange(9)) * 2 * tau
+    found = moco_v3(query, key, tau=tau)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    gradients = [torch.autograd.grad(loss, query)[0] for loss in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
+    assert not moco_v3(query.detach(), key, tau=tau).requires_grad
+    chance = moco_v3(rows(9, 5), torch.ones_like(key), tau=tau)
+    assert float(chance) == pytest.approx(2 * tau * np.log(9))
+
+
+@pytest.mark.parametrize("case", ["rand", "wide", "pair"])
+@pytest.mark.parametrize("lambda_", [0.0051, 0.005, 1.0])
+def test_barlow_twins_equals_its_authors_code(case, lambda_):
+    """`rand` has a feature that is dead in one view."""
+    oracle = np.load(ORACLES / "seeds_barlow.npz")
+    z1, z2 = (torch.tensor(oracle[f"{case}/z{i}"]) for i in (1, 2))
+    found = value_and_gradients(lambda a, b: barlow_twins(a, b, lambda_=lambda_), z1, z2)
+    key = f"{case}/lam{lambda_}"
+    for name, tensor in zip(["loss", "grad_z1", "grad_z2"], found, strict=True):
+        np.testing.assert_allclose(tensor, oracle[f"{key}/fb_{name}_f64"], rtol=1e-9, atol=1e-9)
+    single = barlow_twins(z1.float(), z2.float(), lambda_=lambda_)
+    assert float(single) == pytest.approx(float(oracle[f"{key}/fb_loss_f32"]), rel=1e-5)
+    for scale in (1.0, 0.024):
+        expected = float(oracle[f"{key}/scale{scale}/pol_loss"])
+        scaled = barlow_twins(z1, z2, lambda_=lambda_, scale=scale)
+        assert float(scaled) == pytest.approx(expected, rel=1e-9)
+
+
+def test_statistics_do_not_cancel_for_a_large_mean():
+    z1, z2 = (100 + torch.tensor(rows(64, 8, seed=s).numpy(), dtype=torch.float32) for s in (0, 1))
+    for name in ("barlow_twins", "vicreg"):
+        found, expected = LOSSES[name](z1, z2), LOSSES[name](z1.double(), z2.double())
+        assert float(found) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_vicreg_equals_the_original_code_and_its_parts():
+    oracle = np.load(ORACLES / "vicreg_a.npz")
+    z = [torch.tensor(oracle[name]) for name in ("z1", "z2")]
+    names, weights = list(WEIGHTS), oracle["weights"].tolist()
+
+    def loss(weights):
+        return lambda a, b: vicreg(a, b, **dict(zip(names, weights, strict=True)))
+
+    found = value_and_gradients(loss(weights), *z)
+    for name, tensor in zip(["loss", "grad_z1", "grad_z2"], found, strict=True):
+        np.testing.assert_allclose(tensor, oracle[name], rtol=1e-9, atol=1e-9)
+    for part, one in zip(["sim", "var", "cov"], np.eye(3).tolist(), strict=True):
+        assert float(loss(one)(*z)) == pytest.approx(float(oracle[part]), rel=1e-9)
+
+
+def test_byol_equals_three_original_codes():
+    seen, other = (np.load(ORACLES / f"seeds_byol_{name}.npz") for name in ("torch", "deepmind"))
+    x, y = torch.tensor(seen["x"], requires_grad=True), torch.tensor(seen["y"], requires_grad=True)
+    each = [float(byol(x[i : i + 1], y[i : i + 1]).detach()) for i in range(len(x))]
+    for name in ("sthalles_loss", "lucidrains_loss"):
+        np.testing.assert_allclose(each, seen[name], rtol=1e-9)
+    loss = byol(x, y)
+    loss.backward()
+    np.testing.assert_allclose(x.grad, seen["grad_x_of_mean"], atol=1e-9)
+    assert y.grad is None and float(loss.detach()) == pytest.approx(np.mean(each))
+    # The last target is all zero: DeepMind's squared difference is 1 there, not 2.
+    np.testing.assert_allclose(each[:-1], other["regression_loss"][:-1], rtol=1e-9)
+    assert each[-1] == 2 and other["regression_loss"][-1] == pytest.approx(1)
+
+
+def test_both_directions_of_byol_add_up():
+    seen, other = (np.load(ORACLES / f"seeds_byol_{name}.npz") for name in ("torch", "deepmind"))
+    p1, p2, t1, t2 = (torch.tensor(seen[f"sym/{name}"]) for name in ("p1", "p2", "t1", "t2"))
+    both = [float(byol(p1, t2) + byol(p2, t1)), float(byol(p1, t1) + byol(p2, t2))]
+    for expected in (float(seen["sym/loss_mean"]), float(other["sym_loss_mean"])):
+        assert any(value == pytest.approx(expected, rel=1e-9) for value in both)
+
+
+def test_sim_siam_is_the_negative_cosine():
+    p, z = rows(9, 5, grad=True), rows(9, 5, seed=1, grad=True)
+    loss = sim_siam(p, z)
+    expected = -cosine_similarity(p, z.detach()).mean()
+    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-9)
+    loss.backward()
+    assert z.grad is None
+    torch.testing.assert_close(p.grad, torch.autograd.grad(expected, p)[0], rtol=1e-9, atol=1e-9)
+
+
+def test_dino_equals_the_sum_over_pairs_of_different_crops():
+    student, teacher, center = rows(5, 4, 7, grad=True), rows(5, 2, 7, seed=1), rows(7, seed=2)
+    pairs_ = [(g, c) for g in range(2) for c in range(4) if g != c]
+    expected = 0
+    for g, c in pairs_:
+        target = torch.softmax((teacher[:, g] - center) / 0.04, dim=1)
+        expected = expected + cross_entropy(student[:, c] / 0.1, target) / len(pairs_)
+    teacher.requires_grad_()
+    found = dino(student, teacher, student_temp=0.1, teacher_temp=0.04, center=center)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    gradients = [torch.autograd.grad(loss, student)[0] for loss in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
+    flat = dino(
+        torch.ones_like(student.detach()),
+        teacher,
+        student_temp=0.1,
+        teacher_temp=0.04,
+        center=center,
+    )
+    assert float(flat) == pytest.approx(np.log(7)) and not flat.requires_grad
+
+
+@pytest.mark.parametrize("crops, seen", [(1, 1), (2, 3), (2, 0)])
+def test_dino_refuses_crops_without_a_pair(crops, seen):
+    with pytest.raises(UserError, match="different crops"):
+        keys = {"student_temp": 0.1, "teacher_temp": 0.04, "center": torch.zeros(3)}
+        dino(rows(2, crops, 3), rows(2, seen, 3), **keys)
+
+
+@pytest.mark.parametrize("limit", [1, 2**22])
+def test_small_temperatures_stay_finite(limit, monkeypatch):
+    monkeypatch.setattr(blocks, "WHOLE", limit)
     z = torch.nn.functional.normalize(torch.randn(8, 4))
-    assert torch.isfinite(nt_xent(z, z, tau=1e-4))
+    assert all(
+        torch.isfinite(t).all()
+        for t in value_and_gradients(lambda a, b: nt_xent(a, b, tau=1e-4), z, z)
+    )

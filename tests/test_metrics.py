@@ -280,6 +280,59 @@ def test_cnr_by_hand_nan_excluded_and_edge_cases():
         metrics.grounding_cnr(heat, mask[:1])
 
 
+# ---------------------------------------------------------------- contrastive accuracy
+
+
+@pytest.mark.parametrize("case", ["a", "b", "c"])
+def test_contrastive_accuracy_equals_both_published_definitions(case):
+    """The thesis's mean rank starts at 1; the TensorFlow code looks among the other views only."""
+    torch_, tf = (np.load(ORACLES / f"seeds_ntxent_{name}.npz") for name in ("torch", "simclr_tf"))
+    v1, v2 = torch_[f"{case}/v1"], torch_[f"{case}/v2"]
+    for tau in (0.07, 0.1, 0.5):
+        found = metrics.contrastive_accuracy(v1, v2, tau=tau)
+        for ours, theirs in (("top1", "top1"), ("top5", "top5"), ("mean_rank", "mean_pos")):
+            expected = float(torch_[f"{case}/tau{tau}/acc_{theirs}"])
+            assert found[f"all/{ours}"] == pytest.approx(expected, rel=1e-6)
+        key = f"{case}/tau{tau}/norm1/contrast"
+        assert found["between/top1"] == pytest.approx(float(tf[f"{key}_acc"]), rel=1e-6)
+        assert found["between/entropy"] == pytest.approx(float(tf[f"{key}_entropy"]), rel=1e-5)
+
+
+@few
+@given(seeds, st.integers(1, 12), st.integers(1, 60))
+def test_contrastive_accuracy_equals_the_definition_in_any_blocks(seed, n, most):
+    z1, z2 = np.random.default_rng(seed).normal(size=(2, n, 3))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vilmedic_ssl.metrics.contrast.MOST", most)
+        found = metrics.contrastive_accuracy(z1, z2)
+    unit = [z / np.linalg.norm(z, axis=1, keepdims=True) for z in (z1, z2)]
+    between = [1 + sum(a @ b > a @ unit[1][i] for b in unit[1]) for i, a in enumerate(unit[0])]
+    both = np.concatenate(unit)
+    cos = both @ both.T - 9 * np.eye(2 * n)
+    ranks = [1 + (cos[i] > cos[i, (i + n) % (2 * n)]).sum() for i in range(2 * n)]
+    for name, expected in (("between", np.array(between)), ("all", np.array(ranks))):
+        assert found[f"{name}/top1"] == pytest.approx((expected == 1).mean())
+        assert found[f"{name}/top5"] == pytest.approx((expected <= 5).mean())
+        assert found[f"{name}/mean_rank"] == pytest.approx(expected.mean())
+    assert (found["between/candidates"], found["all/candidates"]) == (n, 2 * n - 1)
+
+
+def test_contrastive_accuracy_of_a_collapsed_model_is_in_the_middle():
+    flat = np.tile([1.0, 0.0, 0.0, 0.0], (21, 1))
+    found = metrics.contrastive_accuracy(flat, flat, tau=0.1)
+    assert found["between/mean_rank"] == 11 and found["all/mean_rank"] == 21
+    assert found["all/top5"] == 0 and found["between/entropy"] == pytest.approx(np.log(21))
+    perfect = metrics.contrastive_accuracy(np.eye(8), 3 * np.eye(8))
+    assert perfect["all/top1"] == perfect["between/top1"] == 1 and "between/entropy" not in perfect
+
+
+def test_contrastive_accuracy_refuses():
+    with pytest.raises(UserError, match="pair up"):
+        metrics.contrastive_accuracy(np.eye(3), np.eye(3)[:2])
+    with pytest.raises(UserError, match="tau"):
+        metrics.contrastive_accuracy(np.eye(3), np.eye(3), tau=0.0)
+
+
 # ---------------------------------------------------------------- health
 
 

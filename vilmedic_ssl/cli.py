@@ -85,6 +85,21 @@ def _split_options(made: argparse.ArgumentParser) -> None:
     made.add_argument("--overwrite", action="store_true", help="replace another division")
 
 
+def _preview(options: argparse.Namespace) -> None:
+    from vilmedic_ssl.experiment import load_config
+    from vilmedic_ssl.experiment.preview import preview
+
+    config = load_config(options.config, options.overrides, name="preview")
+    console.result(str(preview(config, images=options.images, out=options.out)))
+
+
+def _preview_options(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--images", type=int, default=6, metavar="N", help="how many (default: 6)")
+    made.add_argument(
+        "--out", default="preview.png", metavar="FILE.png", help="default: preview.png"
+    )
+
+
 def _download(options: argparse.Namespace) -> None:
     from pathlib import Path
 
@@ -135,6 +150,7 @@ def parser() -> argparse.ArgumentParser:
             "score and plot trained checkpoints, write results.json and report.html",
         ),
         ("split", _split, "divide the data anew, by patient, and write the division to a file"),
+        ("preview", _preview, "draw the views that training will see, as one picture"),
     ):
         made = verb(name, run, told)
         made.add_argument(
@@ -146,6 +162,8 @@ def parser() -> argparse.ArgumentParser:
         )
         if name == "split":
             _split_options(made)
+        if name == "preview":
+            _preview_options(made)
     told = "look for leaks between splits, spoilt images, repeated texts and shortcuts"
     _audit_options(verb("audit", _audit, told))
     made = verb("download", _download, "fetch or make data sets; without a name, list them")

@@ -81,7 +81,7 @@ def complete(node: Any, obj: Callable[..., Any], where: str) -> dict[str, Any]:
             told = getattr(obj, "REFUSED_KEYS", {}).get(name)
             raise ConfigError(f"{path}: {told or f'there is no such key; {closest(name, keys)}'}")
         else:
-            result[name] = conform(value, keys[name].annotation, path)
+            result[name] = conform(_joined(value, keys[name].default), keys[name].annotation, path)
     for name, key in keys.items():
         if name not in result:
             path = f"{where}.{name}" if where else name
@@ -89,6 +89,20 @@ def complete(node: Any, obj: Callable[..., Any], where: str) -> dict[str, Any]:
                 raise ConfigError(f"{path}: this key is required ({spell(key.annotation)})")
             result[name] = _filled(key, path)
     return result
+
+
+def _joined(value: Any, default: Any) -> Any:
+    """Given keys over those of a default that is an instance: what a method sets differently from
+    its settings' class stays when only some keys are written.
+    """
+    if not (dataclasses.is_dataclass(default) and isinstance(value, Mapping)):
+        return value
+    if value.get("proto"):
+        return value
+    aliases = getattr(default, "KEY_ALIASES", {})
+    given = {aliases.get(name, name) for name in value}
+    kept = dataclasses.asdict(default).items()  # type: ignore[arg-type]
+    return {**{name: kept_value for name, kept_value in kept if name not in given}, **value}
 
 
 def _filled(key: Key, path: str) -> Any:

@@ -27,7 +27,8 @@ def quick(transform: Any) -> View:
 
     t = transform
     how = getattr(t, "interpolation", None)  # an enum or its value, by version of torchvision
-    bilinear = getattr(how, "value", how) == "bilinear"
+    how = str(getattr(how, "value", how))
+    smooth = how in ("bilinear", "bicubic")
     match t:
         case v2.Compose():
             return Chain([quick(part) for part in t.transforms])
@@ -39,10 +40,10 @@ def quick(transform: Any) -> View:
             return Sometimes(t.p, lambda x: x.flip(-2))
         case v2.RandomGrayscale():
             return Sometimes(t.p, lambda x: _grey(x).expand_as(x))
-        case v2.RandomResizedCrop() if bilinear and t.antialias:
-            return Zoom(t.size, t.scale, t.ratio)
-        case v2.Resize() if bilinear and t.antialias and t.size and len(t.size) == 2:
-            return lambda x: resize(x, t.size)
+        case v2.RandomResizedCrop() if smooth and t.antialias:
+            return Zoom(t.size, t.scale, t.ratio, how)
+        case v2.Resize() if smooth and t.antialias and t.size and len(t.size) == 2:
+            return lambda x: resize(x, t.size, how)
         case v2.ColorJitter():
             return Jitter(t)
         case v2.GaussianBlur():
@@ -73,16 +74,17 @@ class Sometimes:
         return self.then(image) if torch.rand(1).item() < self.p else image
 
 
-def resize(image_CHW: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear, antialiased; an image of that size already comes back as it is."""
+def resize(image_CHW: Tensor, size: Sequence[int], how: str = "bilinear") -> Tensor:
+    """Antialiased, bilinear or bicubic; an image of that size already comes back as it is."""
     if list(image_CHW.shape[-2:]) == list(size):
         return image_CHW
     return F.interpolate(
-        image_CHW[None], size=list(size), mode="bilinear", antialias=True, align_corners=False
+        image_CHW[None], size=list(size), mode=how, antialias=True, align_corners=False
     )[0]
 
 
-def _uniform(low: float, high: float) -> float:
+def uniform(low: float, high: float) -> float:
+    """One number drawn from torch's global generator."""
     return torch.empty(1).uniform_(low, high).item()
 
 
@@ -93,17 +95,18 @@ class Zoom:
     size: Sequence[int]
     scale: Sequence[float]
     ratio: Sequence[float]
+    how: str = "bilinear"
 
     def __call__(self, image: Tensor) -> Tensor:
         top, left, height, width = self.box(*image.shape[-2:])
-        return resize(image[..., top : top + height, left : left + width], self.size)
+        return resize(image[..., top : top + height, left : left + width], self.size, self.how)
 
     def box(self, height: int, width: int) -> tuple[int, int, int, int]:
         """(top, left, height, width); after ten misses the largest central box that may be."""
         area = height * width
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
         for _ in range(10):
-            target = area * _uniform(*self.scale)
+            target = area * uniform(*self.scale)
             # in float32 like the original, whose box would else differ by a pixel now and then
             aspect = torch.exp(torch.empty(1).uniform_(low, high)).item()
             w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
@@ -135,7 +138,7 @@ class Jitter:
             return t(image)
         order = torch.randperm(4).tolist()  # of brightness, contrast, saturation and hue
         ranges = (t.brightness, t.contrast, t.saturation, t.hue)
-        brightness, contrast, *_ = (_uniform(*r) if r else None for r in ranges)
+        brightness, contrast, *_ = (uniform(*r) if r else None for r in ranges)
         for step in order:
             if step == 0 and brightness is not None:
                 image = (image * brightness).clamp_(0, 1)
@@ -161,7 +164,7 @@ class Blur:
     sigma: Sequence[float]
 
     def __call__(self, image: Tensor) -> Tensor:
-        sigma = _uniform(*self.sigma)
+        sigma = uniform(*self.sigma)
         x, y = self.kernel_size[0] // 2, self.kernel_size[1] // 2
         padded = F.pad(image, (x, x, y, y), mode="reflect")
         rows = _blur_rows(padded, y, sigma)

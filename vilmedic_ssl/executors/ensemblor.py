@@ -47,14 +47,14 @@ class Outcome:
 
 
 def choose_checkpoints(folder: Path, mode: str, ckpt: str | None) -> list[Path]:
-    """The files that `ensemblor.mode` (best-N, all, a path) or a top-level `ckpt` names, best
+    """The files that `ensemblor.mode` (best-N, all, last, a path) or a top-level `ckpt` names, best
     first.
 
     Raises:
         UserError: there are none; mode is none of these.
     """
-    if ckpt:
-        return [checkpoint.find(folder, ckpt)]
+    if ckpt or mode == "last":
+        return [checkpoint.find(folder, ckpt or mode)]
     number = mode.removeprefix("best").removeprefix("-")
     if mode == "all" or (mode.startswith("best") and (mode == "best" or number.isdigit())):
         files = checkpoint.ranked(folder)
@@ -68,7 +68,7 @@ def choose_checkpoints(folder: Path, mode: str, ckpt: str | None) -> list[Path]:
     if Path(mode).is_file() or (folder / mode).is_file():
         return [checkpoint.find(folder, mode)]
     raise UserError(
-        f"ensemblor.mode: {mode!r} is neither best-N, all, nor the path of a checkpoint"
+        f"ensemblor.mode: {mode!r} is neither best-N, all, last, nor the path of a checkpoint"
     )
 
 

@@ -143,6 +143,16 @@ class Features:
         pin = self._device.type == "cuda"
         return Loader(dataset, sampler, workers=self._workers, pin_memory=pin)
 
+    @property
+    def models(self) -> list[PretrainingModel]:
+        """The checkpoints' models in eval mode, best first."""
+        return list(self._models)
+
+    def inputs(self, split: str, indices: list[int]) -> torch.Tensor:
+        """Evaluation views of samples as the network sees them, (B, C, H, W), on its device."""
+        items = [self.dataset(split)[index]["images"] for index in indices]
+        return torch.stack(items).to(self._device)
+
     def images(self, split: str, indices: list[int]) -> list[np.ndarray]:
         """uint8 pictures (H, W) or (H, W, 3) of samples as the network sees them, before
         normalisation.

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vilmedic_ssl import dist
@@ -22,6 +23,7 @@ from vilmedic_ssl.models.base import PretrainingModel, as_views
 
 Scale = Callable[[Tensor], Tensor]
 Cast = Callable[[], contextlib.AbstractContextManager[Any]]
+Part = dict[str, Tensor]
 
 
 def backward(
@@ -31,7 +33,7 @@ def backward(
 
     Args:
         wrapped: the model, or DDP around it.
-        batch: this rank's part; `images` (n, V, C, H, W).
+        batch: this rank's part; `images` (n, V, C, H, W) and what the model `takes`.
         chunk: samples per pass on one rank; None = all at once.
         cast: makes the autocast context.
         scale: multiplies the loss before its backward pass (the gradient scaler).
@@ -42,8 +44,7 @@ def backward(
     model: PretrainingModel = getattr(wrapped, "module", wrapped)  # type: ignore
     if "images" not in batch:
         raise UserError("dataset: its samples have no images; take a proto that has them")
-    images: Tensor = batch["images"]
-    pieces = _pieces(images, chunk)
+    pieces = _pieces(batch["images"], chunk)
     if pieces == 1:
         with cast():
             out = wrapped(**batch)
@@ -51,9 +52,9 @@ def backward(
             return out
         scale(out["loss"]).backward()
         return _detached(out)
-    if as_views(images) is None:
+    if as_views(batch["images"]) is None:
         return {}
-    parts = images.tensor_split(pieces)
+    parts = _parts(batch, model, pieces)
     return (_cached if model.coupled else _added)(wrapped, model, parts, cast, scale)
 
 
@@ -65,44 +66,73 @@ def _pieces(images: Tensor, chunk: int | None) -> int:
     return 1 if chunk is None else max(1, math.ceil(most / chunk))
 
 
+def _parts(batch: dict[str, Any], model: PretrainingModel, pieces: int) -> list[Part]:
+    """What `rows` takes of a batch, cut along the samples."""
+    taken = (*model.takes, *model.may_take)
+    names = ["images", *(name for name in taken if name in batch)]
+    cut = {name: batch[name].tensor_split(pieces) for name in names}
+    return [{name: cut[name][i] for name in names} for i in range(pieces)]
+
+
 def _added(
-    wrapped: nn.Module, model: PretrainingModel, parts: tuple[Tensor, ...], cast: Cast, scale: Scale
+    wrapped: nn.Module, model: PretrainingModel, parts: list[Part], cast: Cast, scale: Scale
 ) -> dict[str, Any]:
-    sizes = [sum(dist.counts_of(len(part), part.device)) for part in parts]
-    loss, out = 0.0, {}
+    sizes = [sum(dist.counts_of(len(p["images"]), p["images"].device)) for p in parts]
+    loss, chance, out = 0.0, 0.0, {}
     for i, part in enumerate(parts):
         with _synchronised(wrapped, i == len(parts) - 1):
             with cast():
-                out = wrapped(part)
+                out = wrapped(**part)
             share = out["loss"] * (sizes[i] / sum(sizes))
             scale(share).backward()
         loss = loss + share.detach()
-    return {**_detached(out), "loss": loss}
+        chance += out.get("chance", math.nan) * (sizes[i] / sum(sizes))
+    told = {"chance": chance} if "chance" in out else {}
+    return {**_detached(out), "loss": loss, **told}
 
 
 def _cached(
-    wrapped: nn.Module, model: PretrainingModel, parts: tuple[Tensor, ...], cast: Cast, scale: Scale
+    wrapped: nn.Module, model: PretrainingModel, parts: list[Part], cast: Cast, scale: Scale
 ) -> dict[str, Any]:
-    states, first = [], []
+    states, device = [], parts[0]["images"].device
+    first = []
     with torch.no_grad(), cast(), _still_statistics(model):
         for part in parts:
-            states.append(_random_state(part.device))
-            first.append(model(part, rows_only=True))
-    leaves = [torch.cat(view).detach().requires_grad_() for view in zip(*first, strict=True)]
+            states.append(_random_state(device))
+            first.append(model(**part, rows_only=True))
+    leaves = [torch.cat(row).detach() for row in zip(*first, strict=True)]
+    leaves = [x.requires_grad_(x.is_floating_point()) for x in leaves]
+    del first
     with cast():
         out = model.score(*leaves)
     scale(out["loss"]).backward()
-    gradients = [leaf.grad.tensor_split(len(parts)) for leaf in leaves if leaf.grad is not None]
-    after = _random_state(parts[0].device)
+    gradients = [None if x.grad is None else x.grad.tensor_split(len(parts)) for x in leaves]
+    after = _random_state(device)
     for i, part in enumerate(parts):
         _set_random_state(states[i])
         with _synchronised(wrapped, i == len(parts) - 1):
             with cast():
-                rows = wrapped(part, rows_only=True)
-            pairs = zip(rows, gradients, strict=True)
-            torch.stack([(row.to(g[i].dtype) * g[i]).sum() for row, g in pairs]).sum().backward()
+                rows = wrapped(**part, rows_only=True)
+            pairs = [(x, g[i]) for x, g in zip(rows, gradients, strict=True) if g is not None]
+            torch.stack([(x.to(g.dtype) * g).sum() for x, g in pairs]).sum().backward()
     _set_random_state(after)
     return {**_detached(out), "visual": leaves[0].detach()}
+
+
+@torch.no_grad()
+def norm_gap(model: PretrainingModel, batch: dict[str, Any], chunk: int) -> float:
+    """How far batch norm's statistics of `chunk` images carry embeddings from those of four times
+    as many: mean cosine distance in [0, 2], 0 = not at all. Leaves the model and the random
+    state as they were.
+    """
+    some = {k: v[: 4 * chunk] for k, v in batch.items() if isinstance(v, Tensor)}
+    pieces = _pieces(some["images"], chunk)
+    before = _random_state(some["images"].device)
+    with _still_statistics(model):
+        (whole,) = (model(**part, rows_only=True)[0] for part in _parts(some, model, 1))
+        parts = [model(**part, rows_only=True)[0] for part in _parts(some, model, pieces)]
+    _set_random_state(before)
+    return float(1 - F.cosine_similarity(whole, torch.cat(parts)).mean())
 
 
 def _detached(out: dict[str, Any]) -> dict[str, Any]:

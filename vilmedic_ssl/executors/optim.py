@@ -1,92 +1,76 @@
-"""Optimizers by name, with weight decay off for parameters with one axis."""
+"""Optimizers by name, over groups of parameters with their own weight decay and learning rate."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from vilmedic_ssl.errors import ConfigError
+from vilmedic_ssl.executors.lars import LARS
+from vilmedic_ssl.executors.schedules import cosine_between
+from vilmedic_ssl.executors.settings import TrainorSettings
 from vilmedic_ssl.models.base import PretrainingModel
 from vilmedic_ssl.registry import closest
 
 
-class LARS(torch.optim.Optimizer):
-    """Layer-wise adaptive rates (You et al. 2017), in the form of Barlow Twins and BYOL.
-
-    Momentum buffer m <- momentum * m + q * (g + wd * p), p <- p - lr * m, with trust ratio q = eta
-    * |p| / |g + wd * p|. Groups with `adapt` False (biases and norms) take q = 1. A zero parameter
-    or zero update also takes q = 1.
-    """
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 0.2,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        eta: float = 0.001,  # trust coefficient of the paper's ImageNet runs
-    ):
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "eta": eta,
-            "adapt": True,
-        }
-        super().__init__(params, defaults)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = closure() if closure else None
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._update(p, p.grad, group)
-        return loss
-
-    def _update(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        update = grad + group["weight_decay"] * p
-        if group["adapt"]:
-            weight, size = p.norm(), update.norm()
-            ratio = torch.where(
-                (weight > 0) & (size > 0), group["eta"] * weight / size, torch.ones_like(size)
-            )
-            update = update * ratio
-        buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
-        buffer.mul_(group["momentum"]).add_(update)
-        p.sub_(group["lr"] * buffer)
-
-
 def parameter_groups(model: PretrainingModel, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups of the learnable parameters: with decay, and without it.
+    """The learnable parameters in up to four groups: weights, biases and norms, and the same two
+    with a fixed rate. Empty groups are left out.
 
-    Without: parameters with one axis (biases, norms), and the names the model lists in
-        `no_decay()`.
+    Biases and norms are the parameters with one axis and the names of `model.no_decay()`: no
+        decay, and no layer-wise rate.
+    A fixed rate have the names of `model.fixed_rate()`: no schedule moves it.
+
+    Raises:
+        ConfigError: the model lists a name that none of its parameters has.
     """
-    listed = model.no_decay()
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    plain = [(n, p) for n, p in named if p.ndim <= 1 or n in listed]
-    decayed = [(n, p) for n, p in named if not (p.ndim <= 1 or n in listed)]
-    groups = [
-        {"name": "weights", "params": [p for _, p in decayed], "weight_decay": weight_decay},
+    listed, fixed = _listed(model, "no_decay"), _listed(model, "fixed_rate")
+    found: dict[tuple[bool, bool], list[torch.Tensor]] = {}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            plain = p.ndim <= 1 or name in listed
+            found.setdefault((name in fixed, plain), []).append(p)
+    return [
         {
-            "name": "biases and norms",
-            "params": [p for _, p in plain],
-            "weight_decay": 0.0,
-            "adapt": False,
-        },
+            "name": "fixed rate " * is_fixed + ("biases and norms" if plain else "weights"),
+            "params": params,
+            "weight_decay": 0.0 if plain else weight_decay,
+            "adapt": not plain,
+            "decays": not plain,
+            "fixed_rate": is_fixed,
+        }
+        for (is_fixed, plain), params in sorted(found.items())
     ]
-    return [group for group in groups if group["params"]]
+
+
+def _listed(model: PretrainingModel, method: str) -> set[str]:
+    """The names that a method of the model gives, each of them a parameter."""
+    names: set[str] = getattr(model, method)()
+    known = {name for name, _ in model.named_parameters()}
+    for name in sorted(names - known):
+        raise ConfigError(
+            f"{type(model).__name__}.{method}() lists {name!r}, which is no parameter of the "
+            f"model; {closest(name, known)}"
+        )
+    return names
 
 
 def build_optimizer(
-    model: PretrainingModel, name: str, keys: dict[str, Any]
+    model: PretrainingModel,
+    name: str,
+    keys: dict[str, Any],
+    *,
+    scale: float = 1.0,
+    lr_biases: float | None = None,
 ) -> torch.optim.Optimizer:
     """A torch.optim optimizer or LARS over `parameter_groups`.
+
+    Args:
+        keys: arguments of the optimizer.
+        scale: what both learning rates are multiplied by.
+        lr_biases: learning rate of biases and norms; None = that of the weights.
 
     Raises:
         ConfigError: unknown optimizer or argument; no `lr`; nothing to learn.
@@ -121,23 +105,69 @@ def build_optimizer(
             "model: every parameter is frozen, so there is nothing to train; set freeze: false "
             "somewhere"
         )
-    if name != "LARS":
-        for group in groups:
-            group.pop("adapt", None)
+    for group in groups:
+        group["lr"] = scale * (lr if lr_biases is None or group["decays"] else lr_biases)
+        if name != "LARS":
+            del group["adapt"]
     try:
         return known[name](groups, **keys)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"trainor.optim_params: {name} refuses {keys} ({error})") from error
 
 
-def describe_groups(optimizer: torch.optim.Optimizer) -> str:
-    """One line per parameter group: tensors, parameters, decay."""
-    lines = []
-    for group in optimizer.param_groups:
-        size = sum(p.numel() for p in group["params"])
-        decay = group["weight_decay"]
-        lines.append(
-            f"  {group['name']}: {len(group['params'])} tensors, {size:,} parameters, decay "
-            f"{decay:g}"
-        )
-    return "\n".join(lines)
+class Pace:
+    """Learning rate and weight decay of every parameter group at a step, and the decay of the
+    moving average of the weights.
+
+    All are functions of the step and of where they start, so nothing of them is saved.
+
+    Attributes:
+        rates: the learning rate of each group before any schedule.
+
+    Raises:
+        ConfigError: a last weight decay for an optimizer that has none.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, settings: TrainorSettings):
+        self.optimizer, self.settings = optimizer, settings
+        self.rates = [float(group["lr"]) for group in optimizer.param_groups]
+        self.decays = [float(group["weight_decay"]) for group in optimizer.param_groups]
+        if settings.weight_decay_end is not None and "weight_decay" not in optimizer.defaults:
+            raise ConfigError(
+                f"trainor.weight_decay_end: {settings.optimizer} has no weight decay; leave the "
+                "key out or choose AdamW, SGD or LARS"
+            )
+
+    def set(self, factor: float, step: int, total: int) -> None:
+        """Give every group its values before step `step` of `total`; `factor` is the schedule's."""
+        end = self.settings.weight_decay_end
+        groups = self.optimizer.param_groups
+        for group, rate, decay in zip(groups, self.rates, self.decays, strict=True):
+            group["lr"] = rate if group["fixed_rate"] else rate * factor
+            if end is not None and group["decays"]:
+                group["weight_decay"] = cosine_between(decay, end, step, total)
+
+    def average(self, step: int, total: int) -> float:
+        """Decay of the moving average of the weights after step `step` of `total`."""
+        start, end = self.settings.ema or 0.0, self.settings.ema_end
+        return start if end is None else cosine_between(start, end, step, total)
+
+    def describe(self) -> str:
+        """The optimizer, and one line per parameter group: tensors, parameters, rate, decay."""
+        settings, end = self.settings, self.settings.weight_decay_end
+        lines = [f"optimizer {settings.optimizer}"]
+        if settings.lr_scaling != "none":
+            lines[0] += (
+                f", learning rates times {settings.lr_scale:g} for {settings.images_per_step} "
+                f"images per step ({settings.lr_scaling})"
+            )
+        for group, rate, decay in zip(
+            self.optimizer.param_groups, self.rates, self.decays, strict=True
+        ):
+            size = sum(p.numel() for p in group["params"])
+            last = f" to {end:g}" if end is not None and group["decays"] else ""
+            lines.append(
+                f"  {group['name']}: {len(group['params'])} tensors, {size:,} parameters, rate "
+                f"{rate:g}, decay {decay:g}{last}"
+            )
+        return "\n".join(lines)

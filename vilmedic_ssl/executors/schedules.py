@@ -41,13 +41,24 @@ class Clock:
         return self.step // max(1, self.steps_per_epoch)
 
 
+def cosine_between(start: float, end: float, step: int, total: int) -> float:
+    """`start` at step 0, `end` from step `total` on, half a cosine in between."""
+    share = min(1.0, step / max(1, total))
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * share))
+
+
 def constant(clock: Clock) -> float:
     """The base rate throughout."""
     return 1.0
 
 
 def warmup_cosine(
-    clock: Clock, *, warmup_epochs: float = 0.0, warmup_steps: int | None = None, floor: float = 0.0
+    clock: Clock,
+    *,
+    warmup_epochs: float = 0.0,
+    warmup_steps: int | None = None,
+    floor: float = 0.0,
+    from_zero: bool = False,
 ) -> float:
     """Linear from 0 during the warm-up, then half a cosine down to `floor` (a factor) at the last
     step.
@@ -56,14 +67,15 @@ def warmup_cosine(
         warmup_epochs: length of the warm-up in epochs.
         warmup_steps: its length in steps instead; null = by epochs.
         floor: share of the base rate left at the end.
+        from_zero: the first step has rate 0 and the one after the warm-up the base rate, as in the
+            code of SimCLR, BYOL and Barlow Twins; false = both one step earlier.
     """
     warmup = (
         warmup_steps if warmup_steps is not None else round(warmup_epochs * clock.steps_per_epoch)
     )
     if clock.step < warmup:
-        return (clock.step + 1) / warmup
-    done = (clock.step - warmup) / max(1, clock.total - warmup)
-    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        return (clock.step if from_zero else clock.step + 1) / warmup
+    return cosine_between(1.0, floor, clock.step - warmup, clock.total - warmup)
 
 
 def linear_warmup_cosine(
@@ -91,9 +103,8 @@ def linear_warmup_cosine(
     if clock.step < warmup_epochs:
         share = clock.step / (warmup_epochs - 1) if warmup_epochs > 1 else 0.0
         return (warmup_start_lr + share * (clock.base_lr - warmup_start_lr)) / clock.base_lr
-    done = min(1.0, (clock.step - warmup_epochs) / (max_epochs - warmup_epochs))
-    rate = eta_min + (clock.base_lr - eta_min) * 0.5 * (1 + math.cos(math.pi * done))
-    return rate / clock.base_lr
+    done, length = clock.step - warmup_epochs, max_epochs - warmup_epochs
+    return cosine_between(clock.base_lr, eta_min, done, length) / clock.base_lr
 
 
 def multiplicative(clock: Clock, *, gamma: float = 0.95) -> float:
@@ -115,6 +126,21 @@ def step(clock: Clock, *, step_size: int = 30, gamma: float = 0.1) -> float:
     if step_size < 1:
         raise ConfigError(f"trainor.lr_decay_params.step_size: {step_size}; write 1 or more")
     return gamma ** (clock.epoch // step_size)
+
+
+def multistep(clock: Clock, *, milestones: list[int], gamma: float = 0.1) -> float:
+    """Times `gamma` after each of the epochs in `milestones`.
+
+    Args:
+        milestones: epochs after which the rate drops, for example [60, 80].
+        gamma: factor per drop.
+    """
+    if not milestones or min(milestones) < 1:
+        raise ConfigError(
+            f"trainor.lr_decay_params.milestones: {milestones}; list epochs from 1, for example "
+            "[60, 80]"
+        )
+    return gamma ** sum(epoch <= clock.epoch for epoch in milestones)
 
 
 def plateau(
@@ -169,6 +195,8 @@ SCHEDULES: dict[str, Callable[..., float]] = {
     "ExponentialLR": multiplicative,
     "step": step,
     "StepLR": step,
+    "multistep": multistep,
+    "MultiStepLR": multistep,
     "plateau": plateau,
     "ReduceLROnPlateau": plateau,
 }

@@ -4,6 +4,7 @@ them).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -28,8 +29,15 @@ class TrainorSettings:
         optimizer: any class of torch.optim, or LARS.
         optim_params: its arguments, `lr` at least; weight decay spares parameters with one axis.
         batch_size: images per step over all processes.
-        lr_decay: constant, warmup_cosine, multiplicative, step or plateau (torch's class names
-            work too).
+        lr_scaling: linear = `lr` is for 256 images per step, so times batch_size * grad_accu / 256
+            (Goyal et al. 2017); sqrt = `lr` is for one image, so times the root of batch_size *
+            grad_accu (SimCLR).
+        lr_biases: learning rate of parameters with one axis where it is not `lr`, for example
+            0.0048 beside 0.2 (Barlow Twins); scaled and scheduled alike.
+        weight_decay_end: weight decay at the last step, reached from that of optim_params along
+            half a cosine, for example 0.4 from 0.04 (DINO).
+        lr_decay: constant, warmup_cosine, multiplicative, step, multistep or plateau (torch's class
+            names work too).
         lr_decay_params: arguments of the schedule.
         epochs: passes over the training split, numbered from 1.
         max_steps: stop after this many steps, whatever `epochs` says.
@@ -49,6 +57,8 @@ class TrainorSettings:
         channels_last: memory layout; faster or slower by network and size, so measure it.
         ema: decay of a running average of the weights, for example 0.999; evaluated and saved
             beside them.
+        ema_end: that decay at the last step, reached along half a cosine; 1 = as the target network
+            of BYOL.
         drop_last: leave out the last, smaller batch of an epoch.
         save_every: write last_<seed>.pth every so many steps as well as after each epoch.
         log_every: steps between log records; the first step and each epoch's last have one too.
@@ -57,6 +67,9 @@ class TrainorSettings:
     optimizer: str = "AdamW"
     optim_params: dict[str, Any]
     batch_size: int
+    lr_scaling: Literal["none", "linear", "sqrt"] = "none"
+    lr_biases: float | None = None
+    weight_decay_end: float | None = None
     lr_decay: str = "constant"
     lr_decay_params: dict[str, Any] | None = None
     epochs: int
@@ -75,6 +88,7 @@ class TrainorSettings:
     amp_dtype: Literal["bf16", "fp16"] | None = None
     channels_last: bool = False
     ema: float | None = None
+    ema_end: float | None = None
     drop_last: bool = False
     save_every: int | None = None
     log_every: int = 10
@@ -91,6 +105,7 @@ class TrainorSettings:
     def __post_init__(self) -> None:
         _positive(
             "trainor",
+            lr_biases=self.lr_biases,
             batch_size=self.batch_size,
             epochs=self.epochs,
             max_steps=self.max_steps,
@@ -112,6 +127,27 @@ class TrainorSettings:
             raise ConfigError(
                 f"trainor.ema: {self.ema}; write a decay between 0 and 1, for example 0.999"
             )
+        if self.ema_end is not None and (self.ema is None or not 0 < self.ema_end <= 1):
+            raise ConfigError(
+                f"trainor.ema_end: {self.ema_end}; write a decay above 0 and up to 1, beside "
+                "trainor.ema, from which it starts"
+            )
+        if self.weight_decay_end is not None and not self.weight_decay_end >= 0:
+            raise ConfigError(
+                f"trainor.weight_decay_end: {self.weight_decay_end}; write 0 or more, for example "
+                "0.4"
+            )
+
+    @property
+    def images_per_step(self) -> int:
+        """The batch of one optimizer step, over all processes."""
+        return self.batch_size * self.grad_accu
+
+    @property
+    def lr_scale(self) -> float:
+        """What `lr_scaling` multiplies learning rates by."""
+        images = self.images_per_step
+        return {"none": 1.0, "linear": images / 256, "sqrt": math.sqrt(images)}[self.lr_scaling]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +181,7 @@ class EnsemblorSettings:
     Attributes:
         batch_size: images per batch.
         splits: splits whose features and pictures are wanted.
-        mode: best-N (or best = best-1), all, or the path of a checkpoint.
+        mode: best-N (or best = best-1), all, last, or the path of a checkpoint.
         post_processing: plug-ins, in order.
     """
 

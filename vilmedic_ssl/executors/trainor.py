@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,15 +11,19 @@ from torch import Tensor, nn
 
 from vilmedic_ssl import __version__, console, dist
 from vilmedic_ssl.data.loader import Loader
-from vilmedic_ssl.errors import ConfigError, Interrupted, UserError
+from vilmedic_ssl.errors import Interrupted, UserError
 from vilmedic_ssl.executors import checkpoint, gradient_cache, health
-from vilmedic_ssl.executors.optim import build_optimizer, describe_groups
+from vilmedic_ssl.executors.amp import amp_dtype
+from vilmedic_ssl.executors.monitors import LOSSES
+from vilmedic_ssl.executors.online_probe import OnlineProbe
+from vilmedic_ssl.executors.optim import Pace, build_optimizer
 from vilmedic_ssl.executors.progress import Progress
 from vilmedic_ssl.executors.run import Log, Run
 from vilmedic_ssl.executors.schedules import Clock, best_of, find_schedule, improves, stale
 from vilmedic_ssl.executors.settings import TrainorSettings
-from vilmedic_ssl.executors.validator import LOSSES, Validator, to_device
-from vilmedic_ssl.models.base import PretrainingModel
+from vilmedic_ssl.executors.signals import Signals
+from vilmedic_ssl.executors.validator import Validator, to_device
+from vilmedic_ssl.models.base import PretrainingModel, as_views
 from vilmedic_ssl.nets.ema import WeightAverage
 from vilmedic_ssl.schema import complete
 
@@ -60,8 +62,14 @@ class Trainor:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model: PretrainingModel = dist.globalise_batch_norm(model)  # type: ignore[assignment]
         self.wrapped: nn.Module = dist.wrap(self.model)
-        self.optimizer = build_optimizer(self.model, settings.optimizer, settings.optim_params)
-        self.base_lrs = [group["lr"] for group in self._groups]
+        self.optimizer = build_optimizer(
+            self.model,
+            settings.optimizer,
+            settings.optim_params,
+            scale=settings.lr_scale,
+            lr_biases=settings.lr_biases,
+        )
+        self.pace = Pace(self.optimizer, settings)
         self.schedule = find_schedule(settings.lr_decay)
         self.schedule_keys = complete(
             settings.lr_decay_params or {}, self.schedule, "trainor.lr_decay_params"
@@ -70,12 +78,14 @@ class Trainor:
         scaled = self.amp_dtype == torch.float16 and self.device.type == "cuda"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
         self.ema = WeightAverage(self.model, settings.ema) if settings.ema else None
+        self.probe = self._probe() if "probe" in validator.names else None
         self.progress = Progress(lower_is_better=lower_is_better)
         self.epoch_steps = len(loader)
         self.total_steps = min(settings.epochs * self.epoch_steps, settings.max_steps or 2**62)
+        self._lr_factor()  # refuses wrong arguments before older files are removed
         self.chunk = self._chunk()
         self.monitor, self.meter = health.CollapseMonitor(), health.Meter()
-        self.stop_signal: int | None = None
+        self.signals = Signals()
 
     @property
     def _groups(self) -> list[dict[str, Any]]:
@@ -98,6 +108,7 @@ class Trainor:
             "ema": self.ema.model.state_dict() if self.ema else None,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "probe": self.probe.state_dict() if self.probe else None,
             "random": states,
             "progress": vars(self.progress).copy(),
             "config": self.config,
@@ -150,6 +161,8 @@ class Trainor:
             group.update(keys)
         if content["scaler"]:
             self.scaler.load_state_dict(content["scaler"])
+        if self.probe:
+            self.probe.load_state_dict(content.get("probe"))
         self.progress = Progress(**content["progress"])
         states = content["random"]
         checkpoint.set_random_state(states[dist.rank() % len(states)])
@@ -163,19 +176,19 @@ class Trainor:
             Diverged: the loss stopped being finite.
             Interrupted: SIGINT or SIGTERM; last_<seed>.pth was written.
         """
-        console.say(f"optimizer {self.settings.optimizer}\n{describe_groups(self.optimizer)}")
+        console.say(self.pace.describe())
         log = Log(self.run, resumed_at=self.progress.step)
         bar = console.Bar(
             self.total_steps, desc=self.run.folder.name, unit="step", initial=self.progress.step
         )
-        restore = self._catch_signals()
         try:
+            self.signals.catch()
             while self.progress.step < self.total_steps and not self._stale():
                 self._epoch(log, bar)
         finally:
             bar.close()
             log.close()
-            restore()
+            self.signals.restore()
 
     def _epoch(self, log: Log, bar: console.Bar) -> None:
         """The rest of the epoch in progress, its evaluation, its checkpoint."""
@@ -220,9 +233,10 @@ class Trainor:
     def _step(self, batch: dict[str, Any], waited: float, log: Log) -> None:
         """One optimizer step on one global batch."""
         at, settings = self.progress, self.settings
-        factor = self._lr_factor()
-        for group, base in zip(self._groups, self.base_lrs, strict=True):
-            group["lr"] = base * factor
+        self.pace.set(self._lr_factor(), at.step, self.total_steps)
+        self.model.at_step(at.step, self.total_steps)
+        if self.chunk and at.step == 0:
+            self._tell_norm_gap(batch, self.chunk)
         self.optimizer.zero_grad(set_to_none=True)
         out = gradient_cache.backward(
             self.wrapped, batch, chunk=self.chunk, cast=self.cast, scale=self.scaler.scale
@@ -240,8 +254,13 @@ class Trainor:
             nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.model.after_step()
         if self.ema:
+            self.ema.decay = self.pace.average(at.step, self.total_steps)
             self.ema.update(self.model)
+        if self.probe:
+            judged = self.ema.model if self.ema else self.model
+            self.probe.learn(judged, batch, self.cast)  # type: ignore[arg-type]
         at.step, at.position = at.step + 1, at.position + 1
         at.losses, at.batches = at.losses + loss, at.batches + 1
         at.chances += out.get("chance", math.nan)
@@ -265,7 +284,7 @@ class Trainor:
         """Score, remember, and name the checkpoint if it is a new best."""
         at, settings = self.progress, self.settings
         scored = self.ema.model if self.ema else self.model
-        scores = self.validator(scored, self.cast)  # type: ignore[arg-type]
+        scores = self.validator(scored, self.cast, self.probe)  # type: ignore[arg-type]
         chance = scores.pop("chance")
         found = torch.tensor(scores["validation_loss"])
         health.check_finite(found, ["the validation splits"], epoch=at.epoch, step=at.step)
@@ -296,16 +315,28 @@ class Trainor:
         limits = [self.model.forward_batch_size] if self.model.forward_batch_size else []
         if settings.grad_accu > 1:
             limits.append(max(1, settings.batch_size // ranks))
-        whole = -(-settings.batch_size * settings.grad_accu // ranks)
+        whole = -(-settings.images_per_step // ranks)
         chunk = min(limits, default=whole)
         if chunk >= whole:
             return None
-        norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.model.modules())
         console.say(
             f"a batch of {whole} images per process goes through the network {chunk} at a time, "
-            f"with the gradient of the whole{'; batch norm sees one part at a time' * norms}"
+            "with the gradient of the whole"
         )
         return chunk
+
+    def _probe(self) -> OnlineProbe:
+        dataset = self.loader.dataset
+        if dataset.labels is None:
+            raise UserError(
+                "validator.metrics: probe learns from the labels of the training split, which has "
+                "none; take it out, or name them with dataset.label"
+            )
+        console.say(
+            "probe: a linear layer learns the labels of train beside the encoder, which gets no "
+            "gradient from it; do not choose by it what is later called label-free"
+        )
+        return OnlineProbe(len(dataset.label_names), self.device)
 
     def _lr_factor(self) -> float:
         at = self.progress
@@ -313,13 +344,24 @@ class Trainor:
             step=at.step,
             total=self.total_steps,
             steps_per_epoch=self.epoch_steps,
-            base_lr=self.base_lrs[0],
+            base_lr=self.pace.rates[0],
             scores=at.since(
                 self.settings.decay_metric_start, training=self.settings.decay_on_training_loss
             ),
             lower=at.lower_is_better or self.settings.decay_on_training_loss,
         )
         return self.schedule(clock, **self.schedule_keys)
+
+    def _tell_norm_gap(self, batch: dict[str, Any], chunk: int) -> None:
+        norms = (m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+        if not any(m.training for m in norms) or as_views(batch["images"]) is None:
+            return
+        with self.cast():
+            gap = gradient_cache.norm_gap(self.model, batch, chunk)
+        console.say(
+            f"batch norm sees {chunk} images at a time: on the first batch that moves embeddings "
+            f"by {gap:.1e} (mean cosine distance, 0 = none) from those of {4 * chunk} at a time"
+        )
 
     def _stale(self) -> bool:
         limit, at = self.settings.early_stop, self.progress
@@ -336,57 +378,11 @@ class Trainor:
         reading = {**self.meter.read(), "loss": at.losses / batches, "chance": at.chances / batches}
         return health.line(at.epoch, self.settings.epochs, reading, lr=self._groups[0]["lr"])
 
-    def _catch_signals(self) -> Callable[[], None]:
-        """SIGTERM and Ctrl-C set a flag that is looked at after each step; returns the way back."""
-
-        def note(number: int, frame: Any) -> None:
-            if self.stop_signal is not None:
-                raise KeyboardInterrupt  # asked twice: something hangs
-            self.stop_signal = number
-
-        try:
-            old = {
-                number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)
-            }
-        except ValueError:  # not in the main thread: whoever runs us handles signals
-            return lambda: None
-
-        def restore() -> None:
-            for number, handler in old.items():
-                signal.signal(number, handler)
-
-        return restore
-
     def _stop_if_asked(self) -> None:
-        asked = float(self.stop_signal is not None)
+        asked = float(self.signals.asked)
         if dist.active():
             asked = float(dist.total(torch.tensor(asked, device=self.device)))
         if asked:
             self.save()
             dist.gather_objects(None)  # all wait until the file is whole
             raise Interrupted(f"interrupted; saved {self.run.last}, continue with ckpt=last")
-
-
-def amp_dtype(settings: TrainorSettings, device: torch.device) -> torch.dtype | None:
-    """The autocast type, None for full precision: on request, and where the device gains from it.
-
-    bf16 autocast makes CPUs without matrix units slower, so `use_amp` alone leaves it off there.
-
-    Raises:
-        ConfigError: fp16 elsewhere than on cuda, where there is no gradient scaler.
-    """
-    if settings.amp_dtype == "fp16" and device.type != "cuda":
-        raise ConfigError("trainor.amp_dtype: fp16 needs cuda; write bf16 or null")
-    if settings.amp_dtype:
-        return {"bf16": torch.bfloat16, "fp16": torch.float16}[settings.amp_dtype]
-    if settings.use_amp and device.type == "cuda":
-        return (
-            torch.bfloat16
-            if torch.cuda.is_bf16_supported(including_emulation=False)
-            else torch.float16
-        )
-    if settings.use_amp:
-        console.say(
-            f"use_amp: full precision on {device.type}, which gains nothing from mixed precision"
-        )
-    return None

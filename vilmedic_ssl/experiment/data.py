@@ -48,6 +48,30 @@ def dataset_of(
     return resplit(node["dataset"], context, splits, fraction=experiment.train_fraction)
 
 
+def pin_classes(model: dict[str, Any], dataset: MedicalDataset) -> None:
+    """Write how many classes the training split has into a model that wants to know.
+
+    Raises:
+        UserError: it has none, or another number is written there.
+    """
+    if "classes" not in model:
+        return
+    found = len(dataset.label_names)
+    if dataset.labels is None:
+        raise UserError(f"model: {model['proto']} learns from labels; name them: dataset.label=...")
+    if model["classes"] not in (None, found):
+        raise UserError(
+            f"model.classes: {model['classes']}, but the data has {found}; leave the key out"
+        )
+    model["classes"] = found
+
+
+def take_classes(model: dict[str, Any], trained: Mapping[str, Any]) -> None:
+    """A number of classes left open means what it meant in training."""
+    if "classes" in model and model["classes"] is None:
+        model["classes"] = trained.get("classes")
+
+
 def warn_if_few(split: str, images: int) -> None:
     """A split that gives numbers without meaning gives them silently otherwise."""
     if images < FEW:

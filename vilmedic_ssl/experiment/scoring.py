@@ -14,6 +14,7 @@ from vilmedic_ssl.experiment.data import (
     dataset_of,
     division_of,
     refuse_another_division,
+    take_classes,
     warn_if_few,
 )
 from vilmedic_ssl.experiment.settings import Experiment, check, model_of, typed
@@ -61,6 +62,7 @@ def ensemble(config: Mapping[str, Any]) -> dict[str, float | str]:
     console.say(f"ensembling {len(files)} checkpoint(s): {', '.join(path.name for path in files)}")
     tag = f"{Path(experiment.ckpt or settings.mode).stem}_{seed}"
     take_channels(node["dataset"], contents[0]["config"]["dataset"])
+    take_classes(node["model"], contents[0]["config"]["model"])
     features = _features(experiment, node, contents, files, tag)
     for split in settings.splits:
         console.say(f"{split}: {len(features.dataset(split)):,} images")

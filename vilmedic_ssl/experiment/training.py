@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from vilmedic_ssl import console
 from vilmedic_ssl.errors import ConfigError, UserError
 from vilmedic_ssl.experiment.audit import audit_before
-from vilmedic_ssl.experiment.data import dataset_of, hashes_of, warn_if_few
+from vilmedic_ssl.experiment.data import dataset_of, hashes_of, pin_classes, warn_if_few
 from vilmedic_ssl.experiment.settings import Experiment, check, model_of, typed
 from vilmedic_ssl.schema import plain
 
 if TYPE_CHECKING:
+    from vilmedic_ssl.data.datasets.base import MedicalDataset
     from vilmedic_ssl.data.loader import Loader
 
 
@@ -27,10 +28,12 @@ def train(config: Mapping[str, Any]) -> Path:
         Interrupted: a signal arrived; a checkpoint was written.
     """
     from vilmedic_ssl import dist
+    from vilmedic_ssl.data.advice import advise_on
     from vilmedic_ssl.executors import checkpoint
+    from vilmedic_ssl.executors.monitors import check_metrics, check_pairs
     from vilmedic_ssl.executors.run import Run
     from vilmedic_ssl.executors.trainor import Trainor
-    from vilmedic_ssl.executors.validator import Validator, check_metrics
+    from vilmedic_ssl.executors.validator import Validator
 
     node = check(plain(config))
     experiment = typed(node)
@@ -53,9 +56,16 @@ def train(config: Mapping[str, Any]) -> Path:
         f"run {run.folder}, seed {run.seed}, device {device.type}, {dist.world_size()} process(es)"
     )
     audit_before(experiment, node, run.folder)
+    train_set = dataset_of(experiment, node, "train", augment=True, run_dir=run.folder)
+    pin_classes(node["model"], train_set)
     checkpoint.seed_everything(run.seed)
     model = model_of(node, pretrained=content is None).to(device)
-    train_loader, scored = _loaders(experiment, node, run, pin=device.type == "cuda")
+    check_pairs(metrics, model.views)
+    if train_set.views is not None:
+        model.refuse_views(train_set.views)
+    for sentence in advise_on(train_set):
+        console.warn(sentence)
+    train_loader, scored = _loaders(experiment, node, run, train_set, pin=device.type == "cuda")
     size = sum(p.numel() for p in model.parameters())
     learned = sum(p.numel() for p in model.parameters() if p.requires_grad)
     console.say(
@@ -114,7 +124,7 @@ def _old_files(run: Any, overwrite: bool) -> list[Path]:
 
 
 def _loaders(
-    experiment: Experiment, node: dict[str, Any], run: Any, *, pin: bool
+    experiment: Experiment, node: dict[str, Any], run: Any, train_set: MedicalDataset, *, pin: bool
 ) -> tuple[Loader, dict[str, Loader]]:
     """The training loader, and one per split of the validator.
 
@@ -128,8 +138,8 @@ def _loaders(
     assert settings is not None
     ranks = dist.world_size()
 
-    def loader(split: str, size: int, *, training: bool) -> Loader:
-        dataset = dataset_of(experiment, node, split, augment=True, run_dir=run.folder)
+    def loader(dataset: MedicalDataset, size: int, *, training: bool) -> Loader:
+        split = dataset.split
         if min(size, len(dataset)) < ranks:
             raise UserError(
                 f"split {split!r}: batches of {size} from {len(dataset)} images cannot be shared "
@@ -153,12 +163,15 @@ def _loaders(
         workers = experiment.workers if training else min(1, experiment.workers)
         return Loader(dataset, sampler, workers=workers, pin_memory=pin)
 
-    train_loader = loader("train", settings.batch_size * settings.grad_accu, training=True)
+    train_loader = loader(train_set, settings.images_per_step, training=True)
     if train_loader.dataset.patients is None:
         console.say(
             "patients are unknown: intervals will be over images, and splits made from them"
         )
     pin_channels(node["dataset"], getattr(train_loader.dataset, "files", None))
     size = experiment.validator.batch_size or settings.batch_size
-    splits = dict.fromkeys(experiment.validator.splits)
-    return train_loader, {split: loader(split, size, training=False) for split in splits}
+    scored = {}
+    for split in dict.fromkeys(experiment.validator.splits):
+        dataset = dataset_of(experiment, node, split, augment=True, run_dir=run.folder)
+        scored[split] = loader(dataset, size, training=False)
+    return train_loader, scored

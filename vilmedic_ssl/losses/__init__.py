@@ -2,6 +2,19 @@
 batch.
 """
 
-from vilmedic_ssl.losses.contrastive import nt_xent
+from vilmedic_ssl.losses.contrastive import moco_v3, nt_xent
+from vilmedic_ssl.losses.labels import label_entropy
+from vilmedic_ssl.losses.redundancy import barlow_twins, vicreg
+from vilmedic_ssl.losses.regression import byol, sim_siam
+from vilmedic_ssl.losses.self_distillation import dino
 
-__all__ = ["nt_xent"]
+__all__ = [
+    "barlow_twins",
+    "byol",
+    "dino",
+    "label_entropy",
+    "moco_v3",
+    "nt_xent",
+    "sim_siam",
+    "vicreg",
+]

@@ -8,6 +8,7 @@ meaning unknown.
 from vilmedic_ssl.metrics.bootstrap import bootstrap, resample
 from vilmedic_ssl.metrics.calibration import brier, ece, reliability
 from vilmedic_ssl.metrics.classify import accuracy, balanced_accuracy
+from vilmedic_ssl.metrics.contrast import contrastive_accuracy
 from vilmedic_ssl.metrics.grounding import grounding_cnr
 from vilmedic_ssl.metrics.health import (
     alignment,
@@ -31,6 +32,7 @@ __all__ = [
     "bootstrap",
     "brier",
     "columns",
+    "contrastive_accuracy",
     "ece",
     "effective_rank",
     "feature_std",

@@ -2,36 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from vilmedic_ssl.errors import UserError
 
 
 class PretrainingModel(nn.Module):
     """A model maps a batch to a dict with `loss` and named tensors, and knows nothing of devices
     or processes.
 
-    `rows` turns images into one tensor per view whose first axis is the sample; `score` turns rows
-    into the loss of the whole global batch. Cutting there is what lets the trainor cache gradients
-    when a batch does not fit.
+    `rows` turns images into tensors whose first axis is the sample; `score` turns rows into the
+    loss of the whole global batch. Cutting there is what lets the trainor cache gradients when a
+    batch does not fit.
 
     Attributes:
         coupled: True when the loss compares samples with each other, so that it does not add over
             chunks.
+        views: training views per image that `rows` wants.
+        takes: further entries of the batch, one row per sample, that `rows` takes by keyword:
+            `seeds` (B,) int64, new in each epoch, for noise that must not depend on the number of
+            processes; `local` (B, L, C, h, w) small crops; `labels`.
+        may_take: entries that `rows` takes where the dataset gives them.
         forward_batch_size: samples per forward pass; a larger batch goes through the gradient
             cache.
     """
 
     coupled: bool = False
+    views: int = 2
+    takes: tuple[str, ...] = ()
+    may_take: tuple[str, ...] = ()
     forward_batch_size: int | None = None
 
-    def rows(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(B, V, C, H, W) -> one (B, D) tensor per view."""
+    def rows(self, images: Tensor, **taken: Tensor) -> tuple[Tensor, ...]:
+        """(B, V, C, H, W) -> tensors with B rows, the first an embedding (B, D)."""
         raise TypeError(f"{type(self).__name__} defines no rows()")
 
     def score(self, *rows: Tensor) -> dict[str, Any]:
         """`loss` (scalar tensor of the global batch), `chance` (float, its value for an untrained
-        model).
+        model, where there is one).
         """
         raise TypeError(f"{type(self).__name__} defines no score()")
 
@@ -39,21 +51,58 @@ class PretrainingModel(nn.Module):
         """(B, C, H, W) -> `encoder` (B, D) before the projection and `visual` (B, P) after it."""
         raise TypeError(f"{type(self).__name__} defines no encode()")
 
+    def at_step(self, step: int, total: int) -> None:
+        """Called before each batch, `step` optimizer steps being done of `total`: set what moves
+        with time (a temperature, a decay). A model keeps no counter of its own.
+        """
+
+    def after_step(self) -> None:
+        """Called after each optimizer step: a target network follows, a centre moves."""
+
     def no_decay(self) -> set[str]:
         """Names of parameters without weight decay, beyond those with one axis."""
+        return set()
+
+    def fixed_rate(self) -> set[str]:
+        """Names of parameters whose learning rate follows no schedule."""
         return set()
 
     def forward(self, images: Tensor, *, rows_only: bool = False, **batch: Any) -> Any:
         """Views (B, V, C, H, W), or V * 3 stacked channels, give the loss; plain images (B, C, H,
         W) their embeddings.
 
-        Other entries of the batch (labels, ids) are not looked at.
+        Entries of the batch that neither `takes` nor `may_take` names are not looked at.
+
+        Raises:
+            UserError: another number of views than the method compares, or no such entry.
         """
         views = as_views(images)
         if views is None:
             return self.encode(images)
-        rows = self.rows(views)
+        self.refuse_views(views.shape[1])
+        for name in self.takes:
+            if name not in batch:
+                raise UserError(f"{type(self).__name__}: the dataset gives no {name!r}; {ADVICE}")
+        names = [*self.takes, *(name for name in self.may_take if name in batch)]
+        rows = self.rows(views, **{name: batch[name] for name in names})
         return rows if rows_only else {**self.score(*rows), "visual": rows[0].detach()}
+
+    def refuse_views(self, found: int) -> None:
+        """Raises:
+        UserError: the method compares another number of views.
+        """
+        if found != self.views:
+            raise UserError(
+                f"{type(self).__name__} takes {self.views} view(s) of an image, found {found}; "
+                f"write views: {self.views} where the transform stands: dataset.views={self.views},"
+                f" dataset.image.views={self.views} for pairs, or dataset.transform.views="
+                f"{self.views} for a dataset with such a block"
+            )
+
+
+ADVICE = (
+    "labels come from dataset.label or class folders, local from dataset.transform.local_views=6"
+)
 
 
 def as_views(images: Tensor) -> Tensor | None:
@@ -66,3 +115,14 @@ def as_views(images: Tensor) -> Tensor | None:
     if images.shape[1] > 3 and images.shape[1] % 3 == 0:
         return images.unflatten(1, (-1, 3))
     return None
+
+
+def passes(
+    network: Callable[[Tensor], Tensor], views: Sequence[Tensor], *, together: bool
+) -> tuple[Tensor, ...]:
+    """A network applied to each view, (B, ...) each: all in one pass, so that batch norm sees them
+    together, or one pass per view, so that it sees each alone.
+    """
+    if together:
+        return tuple(network(torch.cat(tuple(views))).chunk(len(views)))
+    return tuple(network(view) for view in views)

@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from vilmedic_ssl import dist
-from vilmedic_ssl.errors import ConfigError, UserError
+from vilmedic_ssl.errors import ConfigError
 from vilmedic_ssl.losses import nt_xent
-from vilmedic_ssl.models.base import PretrainingModel
-from vilmedic_ssl.nets.heads import Projection
+from vilmedic_ssl.models.base import PretrainingModel, passes
+from vilmedic_ssl.nets.heads import Projection, up_to
 from vilmedic_ssl.nets.vision import VisualEncoder, pooled
 from vilmedic_ssl.registry import proto
 
@@ -34,12 +34,15 @@ class NTXent:
 
 @proto
 class SimCLR(PretrainingModel):
-    """Encoder, two-layer projection and NT-Xent.
+    """Encoder, projection and NT-Xent; with three projection layers, batch norm in them and
+    `selector: 1` the SimCLRv2 of Chen et al. 2020b.
 
     Attributes:
         cnn: the image encoder.
         projection: the head whose output the loss compares.
         loss: temperature of NT-Xent.
+        selector: what is judged and shipped as the encoder: 0 = the image encoder's vector, 1 =
+            after the first projection layer and so on, -1 = the projection's output.
         forward_batch_size: images per forward pass of one process; larger batches go through the
             gradient cache.
     """
@@ -52,6 +55,7 @@ class SimCLR(PretrainingModel):
         cnn: VisualEncoder,
         projection: Projection = Projection(),  # noqa: B008 (frozen)
         loss: NTXent = NTXent(),  # noqa: B008 (frozen)
+        selector: int = 0,
         forward_batch_size: int = 256,
     ):
         super().__init__()
@@ -59,19 +63,16 @@ class SimCLR(PretrainingModel):
             raise ConfigError(f"model.forward_batch_size: {forward_batch_size}; write 1 or more")
         self.cnn, self.tau, self.forward_batch_size = cnn, loss.tau, forward_batch_size
         self.projection = projection.head(cnn.out_dim)
+        self.selector = selector
+        up_to(self.projection, selector)  # refuses a layer that is not there
 
-    def rows(self, images: Tensor) -> tuple[Tensor, ...]:
+    def rows(self, images: Tensor, **taken: Tensor) -> tuple[Tensor, ...]:
         """Both views in one pass, so that batch norm sees them together: (B, 2, C, H, W) -> two
         (B, P).
         """
-        if images.shape[1] != 2:
-            raise UserError(
-                f"SimCLR compares two views of an image, found {images.shape[1]}; write views: 2 "
-                "where the transform stands: dataset.views=2, dataset.image.views=2 for pairs, or "
-                "dataset.transform.views=2 for a dataset with such a block"
-            )
-        stacked = images.transpose(0, 1).flatten(0, 1)  # all first views, then all second views
-        return tuple(self.projection(pooled(self.cnn(stacked))).chunk(images.shape[1]))
+        return passes(
+            lambda x: self.projection(pooled(self.cnn(x))), images.unbind(1), together=True
+        )
 
     def score(self, *rows: Tensor) -> dict[str, Any]:
         n = sum(dist.counts_of(len(rows[0]), rows[0].device))
@@ -79,4 +80,5 @@ class SimCLR(PretrainingModel):
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
         features = pooled(self.cnn(images))
-        return {"encoder": features, "visual": self.projection(features)}
+        chosen = up_to(self.projection, self.selector)(features)
+        return {"encoder": chosen, "visual": self.projection(features)}

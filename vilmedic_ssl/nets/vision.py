@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vilmedic_ssl.errors import ConfigError, UserError
+from vilmedic_ssl.nets.resnet import Stem, changes, rebuild
 from vilmedic_ssl.registry import proto
 
 POOLED, UNPOOLED, WHOLE = "avgpool", "features", "classifier"
@@ -27,8 +28,13 @@ class VisualEncoder(nn.Module):
         freeze: parameters get no gradient and the network stays in eval mode, batch norm included.
         pretrained: start from the weights timm publishes (needs a download or a filled cache).
         in_chans: channels of the first convolution; grey images are repeated when it is 3.
-        stem: standard; small = 3x3 stride 2 without pooling, for 28 to 64 px; cifar = 3x3 stride 1
-            (ResNets only).
+        stem: standard; small = 3x3 stride 2 without pooling, for 28 to 64 px; cifar = 3x3 stride 1;
+            deep = three 3x3, and shortcuts that average before they halve a map (ResNet-D). All
+            but standard are for ResNets.
+        width: channels of every layer of a plain ResNet, the stem included, times this.
+        selective_kernels: SimCLRv2's selective kernels (ratio 1/16) in the blocks of resnet50,
+            resnet101 or resnet152, whose shortcuts and stem become those of `deep`, unless stem is
+            small or cifar.
         options: further arguments of timm.create_model, for example {img_size: 64, patch_size: 8}.
 
     Raises:
@@ -46,18 +52,25 @@ class VisualEncoder(nn.Module):
         freeze: bool = False,
         pretrained: bool = False,
         in_chans: Literal[1, 3] = 3,
-        stem: Literal["standard", "small", "cifar"] = "standard",
+        stem: Stem = "standard",
+        width: int = 1,
+        selective_kernels: bool = False,
         options: dict[str, Any] = {},  # noqa: B006 (never written to)
     ):
         super().__init__()
         if not 0 <= dropout_out < 1:
             raise ConfigError(f"cnn.dropout_out: {dropout_out}; write a number in [0, 1)")
         whole = output_layer in (None, WHOLE)
+        form: Any = {"width": width, "selective_kernels": selective_kernels, "stem": stem}
         self.net: Any = _create(
-            backbone, pretrained, in_chans, options, num_classes=1000 if whole else 0
+            backbone,
+            pretrained,
+            options,
+            in_chans=in_chans,
+            num_classes=1000 if whole else 0,
+            **changes(backbone, pretrained=pretrained, **form),
         )
-        if stem != "standard":
-            _replace_stem(self.net, backbone, stem, in_chans)
+        rebuild(self.net, backbone, in_chans=in_chans, **form)
         self.output_layer = WHOLE if output_layer is None else output_layer
         self.permute, self.freeze, self.in_chans = permute, freeze, in_chans
         self.out_dim = self._cut(backbone)
@@ -138,9 +151,7 @@ class VisualEncoder(nn.Module):
         return x[:, 0] if x.shape[1] == 1 else x
 
 
-def _create(
-    backbone: str, pretrained: bool, in_chans: int, options: dict[str, Any], num_classes: int
-) -> nn.Module:
+def _create(backbone: str, pretrained: bool, options: dict[str, Any], **given: Any) -> nn.Module:
     import timm
 
     if not timm.is_model(backbone):
@@ -149,9 +160,7 @@ def _create(
             f"cnn.backbone: timm has no {backbone!r}; for example {', '.join(near or ['resnet50'])}"
         )
     try:
-        return timm.create_model(
-            backbone, pretrained=pretrained, in_chans=in_chans, num_classes=num_classes, **options
-        )
+        return timm.create_model(backbone, pretrained=pretrained, **given, **options)
     except TypeError as error:
         raise ConfigError(f"cnn.options: {backbone} does not take {options} ({error})") from error
     except Exception as error:
@@ -161,21 +170,6 @@ def _create(
             f"cnn.pretrained: the published weights of {backbone} cannot be had here "
             f"({type(error).__name__}); write model.cnn.pretrained=false"
         ) from error
-
-
-def _replace_stem(net: nn.Module, backbone: str, stem: str, in_chans: int) -> None:
-    """A first convolution for small images: 3x3, no pooling (SimCLR, Chen et al. 2020, appendix
-    B.9).
-    """
-    first = getattr(net, "conv1", None)
-    if not isinstance(first, nn.Conv2d) or not hasattr(net, "maxpool"):
-        raise ConfigError(
-            f"cnn.stem: {backbone} has no ResNet stem to replace; write stem: standard"
-        )
-    stride = 2 if stem == "small" else 1
-    conv = nn.Conv2d(in_chans, first.out_channels, 3, stride=stride, padding=1, bias=False)
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    net.conv1, net.maxpool = conv, nn.Identity()
 
 
 def pooled(x: Tensor) -> Tensor:

@@ -63,6 +63,11 @@ class MedicalDataset(torch.utils.data.Dataset[dict[str, Any]]):
         """The image file of each sample; None where pictures have no files, or there are none."""
         return None
 
+    @property
+    def views(self) -> int | None:
+        """Training views per sample; None = plain images, for evaluation."""
+        return None
+
     def item(self, index: int, seed: int) -> dict[str, Any]:
         """One sample; equal (index, seed) give equal tensors."""
         raise TypeError(f"{type(self).__name__} defines no item()")
@@ -84,7 +89,7 @@ class MedicalDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         index, seed = key if isinstance(key, tuple) else (key, 0)
-        sample = {**self.item(index, seed), "index": index, "id": self.ids[index]}
+        sample = {**self.item(index, seed), "index": index, "id": self.ids[index], "seeds": seed}
         if self.labels is not None:
             sample["labels"] = torch.as_tensor(self.labels[index])
         return sample
@@ -133,11 +138,15 @@ class ImageRecords(MedicalDataset):
     files: Images
 
     @property
+    def views(self) -> int | None:
+        return self.files.pipeline.views or None
+
+    @property
     def paths(self) -> list[Path] | None:
         return self.files.paths
 
     def item(self, index: int, seed: int) -> dict[str, Any]:
-        return {"images": self.files.view(index, seed)}
+        return dict(self.files.sample(index, seed))
 
     def decoded(self, index: int) -> Tensor:
         return self.files.decoded(index)

@@ -1,0 +1,41 @@
+"""Every registered model in a size for tests; one that a plug-in adds needs no entry here."""
+
+from vilmedic_ssl.registry import find, protos
+from vilmedic_ssl.schema import schema
+
+ENCODERS = {
+    "batch norm": {"backbone": "test_resnet", "in_chans": 1},
+    "fused norm": {"backbone": "test_efficientnet", "in_chans": 1},
+    "no norm": {
+        "backbone": "test_vit",
+        "in_chans": 1,
+        "options": {"img_size": 32, "dynamic_img_size": True},
+    },
+}
+TRANSFORMERS_ONLY = {"MAE"}
+SMALL = {
+    "SimCLR": {"projection": {"projection_dim": 8}, "loss": {"tau": 0.2}},
+    "DINO": {"head": {"hidden_dim": 16, "bottleneck_dim": 8, "prototypes": 24}},
+    "MAE": {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2},
+    "Supervised": {"classes": 3},
+}
+
+
+def node_of(name, encoder, **more):
+    """The model section of a config; with the encoder "no norm" no part of it has batch norm."""
+    node = {"proto": name, "cnn": {"proto": "CNN", **ENCODERS[encoder]}}
+    heads = {"projector", "predictor"} & set(schema(find(name, folder="models")))
+    plain = {"widths": [8], "last_norm": "none"}
+    for head in heads:
+        node[head] = plain if encoder == "no norm" else {"widths": [16, 8]}
+    return {**node, **SMALL.get(name, {}), **more}
+
+
+def cases(names=None):
+    """(name, encoder) of every model and each kind of encoder it takes."""
+    return [
+        (name, encoder)
+        for name in names or protos("models")
+        for encoder in ENCODERS
+        if encoder == "no norm" or name not in TRANSFORMERS_ONLY
+    ]

@@ -1,0 +1,121 @@
+"""Numbers that tell, during training, what the embeddings are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from vilmedic_ssl import metrics
+from vilmedic_ssl.errors import ConfigError
+from vilmedic_ssl.metrics.knn import neighbours
+from vilmedic_ssl.registry import closest
+
+LOSSES = {
+    "loss": "validation_loss",
+    "validation_loss": "validation_loss",
+    "training_loss": "training_loss",
+}
+
+
+@dataclass
+class Seen:
+    """A split through the encoder in eval mode.
+
+    Attributes:
+        encoder: (N, D) of the first view, before the projection.
+        first, second: (N, P) of both views, after it; with one view they are the same.
+        labels: (N,) int64 or (N, C) float32 in {0, 1, nan}; None without labels.
+        probe: (N, C) scores of the online probe on `encoder`; None without one.
+    """
+
+    encoder: np.ndarray
+    first: np.ndarray
+    second: np.ndarray
+    labels: np.ndarray | None = None
+    probe: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number from a split, its right direction, and what it needs."""
+
+    score: Callable[[Seen], float]
+    lower_is_better: bool = False
+    pairs: bool = False
+    labels: bool = False
+
+
+def _knn(seen: Seen) -> float:
+    """Leave-one-out accuracy of 20 cosine neighbours weighted exp(s / 0.07)."""
+    assert seen.labels is not None
+    own = np.arange(len(seen.encoder))
+    near_NK, cos_NK = neighbours(
+        seen.encoder, seen.encoder, k=20, query_groups=own, bank_groups=own
+    )
+    votes_NC = np.zeros((len(own), int(seen.labels.max()) + 1))
+    np.add.at(votes_NC, (own[:, None], seen.labels[near_NK]), np.exp(cos_NK / 0.07))
+    return float((votes_NC.argmax(1) == seen.labels).mean())
+
+
+def _probe(seen: Seen) -> float:
+    """Accuracy, or the mean AUROC over findings, of the online probe."""
+    assert seen.labels is not None and seen.probe is not None
+    if seen.labels.ndim == 1:
+        return metrics.accuracy(seen.labels, seen.probe.argmax(1))
+    return metrics.auroc(seen.labels, seen.probe)
+
+
+def _found(name: str) -> Callable[[Seen], float]:
+    return lambda seen: metrics.contrastive_accuracy(seen.first, seen.second)[name]
+
+
+METRICS = {
+    "knn": Metric(_knn, labels=True),
+    "probe": Metric(_probe, labels=True),
+    "top1": Metric(_found("between/top1"), pairs=True),
+    "top5": Metric(_found("between/top5"), pairs=True),
+    "mean_rank": Metric(_found("between/mean_rank"), lower_is_better=True, pairs=True),
+    "all_top1": Metric(_found("all/top1"), pairs=True),
+    "all_top5": Metric(_found("all/top5"), pairs=True),
+    "all_mean_rank": Metric(_found("all/mean_rank"), lower_is_better=True, pairs=True),
+    "effective_rank": Metric(lambda seen: metrics.effective_rank(seen.first)),
+    "feature_std": Metric(lambda seen: metrics.feature_std(seen.first)),
+    "alignment": Metric(
+        lambda seen: metrics.alignment(seen.first, seen.second), lower_is_better=True, pairs=True
+    ),
+    "uniformity": Metric(lambda seen: metrics.uniformity(seen.first), lower_is_better=True),
+}
+
+
+def check_metrics(names: list[str], chosen: str) -> bool:
+    """Check the validator's metric names and the one training is steered by; True when lower is
+    better.
+
+    Raises:
+        ConfigError: unknown metric, or one that is not computed.
+    """
+    for name in names:
+        if name not in METRICS:
+            raise ConfigError(f"validator.metrics: there is no {name!r}; {closest(name, METRICS)}")
+    if chosen in LOSSES:
+        return True
+    if chosen not in names:
+        known = [*LOSSES, *names]
+        raise ConfigError(
+            f"trainor.early_stop_metric: {chosen!r} is not computed; {closest(chosen, known)}"
+        )
+    return METRICS[chosen].lower_is_better
+
+
+def check_pairs(names: list[str], views: int) -> None:
+    """Raises:
+    ConfigError: a metric compares two views, and the method has one.
+    """
+    for name in names:
+        if METRICS[name].pairs and views < 2:
+            raise ConfigError(
+                f"validator.metrics: {name} compares two views and this method has one; take it "
+                "out, effective_rank and feature_std need no second"
+            )
