@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 DONE := $(VENV)/.installed
 
-.PHONY: demo test test-all lint docs bench install clean
+.PHONY: demo test test-all lint docs bench methods-table install clean
 
 demo: install
 	$(PY) bin/demo.py
@@ -21,12 +21,22 @@ lint: install
 	$(PY) -m mypy
 
 # Tables against a named peer; minutes each, on an otherwise idle machine. docs/speed.md explains them.
+# Of lightly only losses, heads and model parts are used, which need none of its dependencies.
 bench: install
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt lightly
 	$(PY) benchmarks/input.py
 	$(PY) benchmarks/trainor.py
 	$(PY) benchmarks/startup.py
 	$(PY) benchmarks/audit.py
 	$(PY) benchmarks/near_duplicates.py
+	$(PY) benchmarks/methods.py
+	$(PY) benchmarks/curves.py
+	$(PY) benchmarks/memory.py
+
+# Every method on three data sets, three seeds; about an hour on two idle cores, goes on where it was interrupted.
+methods-table: install
+	$(PY) data/download.py phantom,elpv,mnist
+	$(PY) benchmarks/methods_table.py
 
 # Every warning is an error: broken links and anchors, pages in no menu, unreadable blocks.
 docs: install

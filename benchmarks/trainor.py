@@ -33,15 +33,15 @@ TAU = 0.2
 
 
 class InMemory(MedicalDataset):
-    """Two views of each image, made before the clock starts."""
+    """Views of each image, and what else a batch holds, made before the clock starts."""
 
     split = "train"
 
-    def __init__(self, images: torch.Tensor):
-        self.images, self.ids = images, [str(i) for i in range(len(images))]
+    def __init__(self, **parts: torch.Tensor):
+        self.parts, self.ids = parts, [str(i) for i in range(len(parts["images"]))]
 
     def item(self, index: int, seed: int) -> dict:
-        return {"images": self.images[index]}
+        return {name: part[index] for name, part in self.parts.items()}
 
 
 class Bare:
@@ -67,7 +67,7 @@ class Bare:
 class Turns(Loader):
     """Hands out batches; between two of them the bare loop has its turn. Both are timed."""
 
-    bare: Bare | None = None
+    bare = None
 
     def epoch(self, epoch: int, position: int = 0) -> Iterator[dict]:
         self.ours, self.theirs = [], []
@@ -88,12 +88,11 @@ def model_of(backbone: str):
     return build({"proto": "SimCLR", "cnn": cnn, "loss": {"tau": TAU}})
 
 
-def trained(backbone: str, images: torch.Tensor, batch: int, bare: Bare | None) -> Turns:
-    """One epoch of ours, taking turns with `bare`."""
+def trained(model, data: InMemory, batch: int, bare=None) -> Turns:
+    """One epoch of ours, taking turns with the steps of `bare`."""
     settings = TrainorSettings(
         optim_params={"lr": 1e-3, "weight_decay": 1e-4}, batch_size=batch, epochs=1, eval_start=2
     )
-    data = InMemory(images)
     sampler = EpochBatches(len(data), batch_size=batch, seed=0, shuffle=True)
     loader = Turns(data, sampler, workers=0, pin_memory=False)
     loader.bare = bare
@@ -101,7 +100,7 @@ def trained(backbone: str, images: torch.Tensor, batch: int, bare: Bare | None) 
         Trainor(
             Run(Path(folder), 0),
             settings,
-            model_of(backbone),
+            model,
             loader,
             Validator({}, [], torch.device("cpu")),
             lower_is_better=True,
@@ -120,7 +119,7 @@ def alone(side: str, backbone: str) -> None:
     """One side in this process; prints the largest resident set in MB."""
     images = tensors(NETWORKS[backbone])
     if side == "ours":
-        trained(backbone, images, NETWORKS[backbone], None)
+        trained(model_of(backbone), InMemory(images=images), NETWORKS[backbone])
     else:
         bare = Bare(backbone, images, NETWORKS[backbone])
         for _ in range(STEPS):
@@ -143,7 +142,8 @@ def main() -> None:
     rows = []
     for backbone, batch in NETWORKS.items():
         images = tensors(batch)
-        turns = trained(backbone, images, batch, Bare(backbone, images, batch))
+        bare = Bare(backbone, images, batch)
+        turns = trained(model_of(backbone), InMemory(images=images), batch, bare)
         ours, theirs = turns.ours[WARM:], turns.theirs[WARM : len(turns.ours)]
         ratio = statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
         speeds = [f"{batch / statistics.median(times):.0f}" for times in (ours, theirs)]
@@ -155,4 +155,5 @@ def main() -> None:
     console.result(console.table(header, rows))
 
 
-main()
+if __name__ == "__main__":
+    main()

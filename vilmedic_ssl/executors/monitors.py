@@ -64,7 +64,8 @@ def _probe(seen: Seen) -> float:
     assert seen.labels is not None and seen.probe is not None
     if seen.labels.ndim == 1:
         return metrics.accuracy(seen.labels, seen.probe.argmax(1))
-    return metrics.auroc(seen.labels, seen.probe)
+    each = (metrics.auroc(y, s) for y, s in zip(seen.labels.T, seen.probe.T, strict=True))
+    return metrics.macro(np.array(list(each)))
 
 
 def _found(name: str) -> Callable[[Seen], float]:

@@ -1,0 +1,94 @@
+"""What is watched during training: it measures the right thing and changes nothing."""
+
+import numpy as np
+import pytest
+import torch
+from methods import node_of
+
+from vilmedic_ssl import build
+from vilmedic_ssl.errors import ConfigError, UserError
+from vilmedic_ssl.executors import checkpoint, gradient_cache
+from vilmedic_ssl.executors.monitors import METRICS, Seen, check_pairs
+from vilmedic_ssl.executors.online_probe import OnlineProbe
+from vilmedic_ssl.executors.run import read_log
+from vilmedic_ssl.experiment import load_config, train
+
+CONFIG = "config/SELFSUP/simclr-phantom.yml"
+
+
+def trained(tiny, name, *more):
+    folder = train(load_config(CONFIG, [*tiny(name), *more]))
+    evaluations = [r for r in read_log(folder / "log_0.jsonl") if r["kind"] == "eval"]
+    return checkpoint.read(folder / "last_0.pth"), evaluations[-1]["scores"]
+
+
+def test_no_monitor_changes_the_training(tiny, capsys):
+    every = f"validator.metrics=[{','.join(METRICS)}]"
+    watched, scores = trained(tiny, "watched", every)
+    told = capsys.readouterr().err
+    plain, _ = trained(tiny, "plain", "validator.metrics=null")
+    assert set(METRICS) <= set(scores) and "probe: a linear layer learns the labels" in told
+    assert "probe:" not in capsys.readouterr().err and plain["probe"] is None
+    for name, weight in plain["model"].items():
+        assert torch.equal(watched["model"][name], weight), name
+
+
+def test_the_probe_learns_labels_and_the_encoder_does_not(monkeypatch):
+    torch.manual_seed(0)
+    model = build(node_of("SimCLR", "batch norm")).train()
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    images = torch.randn(24, 2, 1, 32, 32)
+    batch = {"images": images, "labels": torch.arange(24) % 3}
+    probe = OnlineProbe(3, torch.device("cpu"))
+    probe.learn(model, batch, torch.no_grad)
+    first = {n: t.clone() for n, t in probe.linear.state_dict().items()}
+    for _ in range(300):
+        probe.learn(model, batch, torch.enable_grad)
+    features = model.eval().encode(images[:, 0])["encoder"]
+    assert (probe.scores(features).argmax(1) == batch["labels"]).float().mean() > 0.6
+    assert any(not torch.equal(t, first[n]) for n, t in probe.linear.state_dict().items())
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_several_findings_are_scored_by_auroc():
+    labels = np.array([[1, 0], [0, 1], [1, np.nan], [0, 0]], dtype=np.float32)
+    scores = np.array([[2, 1], [0, 3], [1, 9], [-1, 0]], dtype=np.float32)
+    seen = Seen(np.eye(4), np.eye(4), np.eye(4), labels, scores)
+    assert METRICS["probe"].score(seen) == 1.0
+
+
+def test_pairs_need_two_views():
+    check_pairs(["effective_rank", "knn"], 1)
+    with pytest.raises(ConfigError, match="top1 compares two views"):
+        check_pairs(["top1"], 1)
+
+
+def test_metrics_of_labels_need_labels(tiny):
+    unlabelled = ["dataset.label=null", "ensemblor.post_processing=[]"]
+    for name in ("knn", "probe"):
+        with pytest.raises(UserError, match=f"{name} needs labels"):
+            trained(tiny, name, f"validator.metrics=[{name}]", *unlabelled)
+
+
+def test_what_batch_norm_sees_of_a_large_batch_is_measured_and_told(tiny, capsys):
+    chunked = ["model.forward_batch_size=4", "validator.metrics=null"]
+    trained(tiny, "chunked", *chunked)
+    assert "batch norm sees 4 images at a time: on the first batch" in capsys.readouterr().err
+    vit = ["model.cnn.backbone=test_vit", "model.cnn.options={img_size: 32}"]
+    trained(tiny, "norm-free", *chunked, *vit, "trainor.channels_last=false")
+    told = capsys.readouterr().err
+    assert "4 at a time, with the gradient of the whole" in told and "batch norm" not in told
+
+
+@pytest.mark.parametrize(("encoder", "apart"), [("batch norm", True), ("no norm", False)])
+def test_the_gap_of_batch_norm_leaves_no_trace(encoder, apart):
+    torch.manual_seed(0)
+    model = build(node_of("SimCLR", encoder)).train()
+    images = torch.randn(8, 2, 1, 32, 32)
+    before, drawn = {n: t.clone() for n, t in model.state_dict().items()}, torch.get_rng_state()
+    gap = gradient_cache.norm_gap(model, {"images": images}, 2)
+    assert gap > 1e-3 if apart else gap < 1e-6
+    assert torch.equal(torch.get_rng_state(), drawn)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]) or name.endswith("num_batches_tracked"), name
