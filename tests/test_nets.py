@@ -342,3 +342,26 @@ def test_out_dim_of_every_kind_of_encoder(backbone, output_layer):
     with torch.no_grad():
         found = encoder.eval()(torch.randn(2, 3, 32, 32))
     assert pooled(found).shape == (2, encoder.out_dim)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "layer", "shape"),
+    [
+        ("test_vit", "blocks.2", (2, 17, 64)),
+        ("test_efficientnet", "blocks.1", (2, 256, 24)),
+        ("test_convnext", "stages.1", (2, 64, 32)),
+        ("test_resnet", "layer3", (2, 16, 192)),
+    ],
+)
+def test_any_part_of_a_network_can_be_the_last(backbone, layer, shape):
+    options = {"img_size": 64} if "vit" in backbone else {}
+    net = VisualEncoder(backbone=backbone, output_layer=layer, in_chans=1, options=options)
+    found = net(torch.rand(2, 1, 64, 64))
+    assert found.shape == shape and net.out_dim == shape[-1]
+    found.square().sum().backward()
+    assert all(p.grad is not None for p in net.parameters())  # nothing behind it is left over
+
+
+def test_a_part_that_is_not_there_is_named_with_those_that_are():
+    with pytest.raises(ConfigError, match=r"no 'layer9'; write one of avgpool.*blocks\.0"):
+        VisualEncoder(backbone="test_vit", output_layer="layer9", options={"img_size": 64})

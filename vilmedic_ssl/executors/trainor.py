@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vilmedic_ssl import __version__, console, dist
 from vilmedic_ssl.data.loader import Loader
-from vilmedic_ssl.errors import Interrupted, UserError
+from vilmedic_ssl.errors import ConfigError, Interrupted, UserError
 from vilmedic_ssl.executors import checkpoint, gradient_cache, health
 from vilmedic_ssl.executors.amp import amp_dtype
 from vilmedic_ssl.executors.monitors import LOSSES
@@ -312,7 +312,10 @@ class Trainor:
     def _chunk(self) -> int | None:
         """Images per pass of this process; None = the whole batch."""
         settings, ranks = self.settings, dist.world_size()
-        limits = [self.model.forward_batch_size] if self.model.forward_batch_size else []
+        own = self.model.forward_batch_size
+        if own is not None and own < 1:
+            raise ConfigError(f"model.forward_batch_size: {own}; write 1 or more, or null")
+        limits = [own] if own else []
         if settings.grad_accu > 1:
             limits.append(max(1, settings.batch_size // ranks))
         whole = -(-settings.images_per_step // ranks)

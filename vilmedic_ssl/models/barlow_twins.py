@@ -11,9 +11,10 @@ from torch import Tensor
 
 from vilmedic_ssl.errors import ConfigError
 from vilmedic_ssl.losses import barlow_twins
-from vilmedic_ssl.models.base import PretrainingModel, passes
+from vilmedic_ssl.models.base import passes
+from vilmedic_ssl.models.siamese import Siamese
 from vilmedic_ssl.nets.heads import Projector
-from vilmedic_ssl.nets.vision import VisualEncoder, pooled
+from vilmedic_ssl.nets.vision import VisualEncoder
 from vilmedic_ssl.registry import proto
 
 
@@ -37,7 +38,7 @@ class RedundancyReduction:
 
 
 @proto
-class BarlowTwins(PretrainingModel):
+class BarlowTwins(Siamese):
     """Encoder, projector and the redundancy-reduction loss, standardised over the global batch.
 
     Attributes:
@@ -58,19 +59,11 @@ class BarlowTwins(PretrainingModel):
         loss: RedundancyReduction = RedundancyReduction(),  # noqa: B008 (frozen)
         forward_batch_size: int | None = None,
     ):
-        super().__init__()
-        self.cnn, self.loss, self.forward_batch_size = cnn, loss, forward_batch_size
-        self.projector = projector.head(cnn.out_dim)
+        super().__init__(cnn, projector, forward_batch_size)
+        self.loss = loss
 
     def rows(self, images: Tensor, **taken: Tensor) -> tuple[Tensor, ...]:
-        return passes(self._project, images.unbind(1), together=False)
+        return passes(self.project, images.unbind(1), together=False)
 
     def score(self, *rows: Tensor) -> dict[str, Any]:
         return {"loss": barlow_twins(*rows, lambda_=self.loss.lambda_, scale=self.loss.scale)}
-
-    def encode(self, images: Tensor) -> dict[str, Tensor]:
-        features = pooled(self.cnn(images))
-        return {"encoder": features, "visual": self.projector(features)}
-
-    def _project(self, images: Tensor) -> Tensor:
-        return self.projector(pooled(self.cnn(images)))

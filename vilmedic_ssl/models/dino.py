@@ -14,7 +14,7 @@ from vilmedic_ssl import dist
 from vilmedic_ssl.errors import ConfigError
 from vilmedic_ssl.losses import dino
 from vilmedic_ssl.models.base import PretrainingModel, passes
-from vilmedic_ssl.models.byol import refuse_tau
+from vilmedic_ssl.models.siamese import refuse_tau
 from vilmedic_ssl.nets.ema import cosine_tau, follow, target_of
 from vilmedic_ssl.nets.heads import DINOHead
 from vilmedic_ssl.nets.vision import VisualEncoder, pooled

@@ -7,22 +7,20 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vilmedic_ssl import dist
 from vilmedic_ssl.errors import ConfigError
 from vilmedic_ssl.losses import moco_v3
-from vilmedic_ssl.models.base import PretrainingModel, passes
-from vilmedic_ssl.models.byol import refuse_predictor, refuse_tau
-from vilmedic_ssl.nets.ema import cosine_tau, follow, target_of
+from vilmedic_ssl.models.base import passes
+from vilmedic_ssl.models.siamese import WithTarget
 from vilmedic_ssl.nets.heads import Predictor, Projector
-from vilmedic_ssl.nets.vision import VisualEncoder, pooled
+from vilmedic_ssl.nets.vision import VisualEncoder
 from vilmedic_ssl.registry import proto
 
 
 @proto
-class MoCoV3(PretrainingModel):
+class MoCoV3(WithTarget):
     """Encoder, projector and predictor make queries; a momentum encoder and projector make keys.
 
     The momentum encoder's batch norms normalise with the batch's own statistics, as the encoder's
@@ -54,34 +52,20 @@ class MoCoV3(PretrainingModel):
         freeze_patches: bool = False,
         forward_batch_size: int | None = None,
     ):
-        super().__init__()
-        refuse_tau(tau)
-        refuse_predictor(projector, predictor)
         if not temperature > 0:
             raise ConfigError(f"model.temperature: {temperature}; write a number above 0")
         if freeze_patches and not hasattr(cnn.net, "patch_embed"):
             raise ConfigError("model.freeze_patches: this encoder has no patches; write false")
         if freeze_patches:
             cnn.net.patch_embed.requires_grad_(False)
-        self.cnn, self.projector = cnn, projector.head(cnn.out_dim)
-        self.predictor = predictor.head(projector.out_dim)
-        self.target_cnn, self.target_projector = target_of(self.cnn), target_of(self.projector)
-        self.temperature, self.tau, self.start = temperature, tau, tau
-        self.forward_batch_size = forward_batch_size
-
-    def at_step(self, step: int, total: int) -> None:
-        self.tau = cosine_tau(self.start, step, total)
-
-    def after_step(self) -> None:
-        follow(self.target_cnn, self.cnn, self.tau)
-        follow(self.target_projector, self.projector, self.tau)
+        super().__init__(cnn, projector, predictor, forward_batch_size, tau=tau, rising=True)
+        self.temperature = temperature
 
     def rows(self, images: Tensor, **taken: Tensor) -> tuple[Tensor, ...]:
         """Queries of both views, then keys of both."""
         views = images.unbind(1)
-        with torch.no_grad():
-            keys = passes(self._key, views, together=False)
-        return *passes(self._query, views, together=False), *keys
+        keys = passes(self.target, views, together=False)
+        return *passes(self.predict, views, together=False), *keys
 
     def score(self, *rows: Tensor) -> dict[str, Any]:
         query1, query2, key1, key2 = rows
@@ -89,13 +73,3 @@ class MoCoV3(PretrainingModel):
         loss = moco_v3(query1, key2, tau=self.temperature)
         loss = loss + moco_v3(query2, key1, tau=self.temperature)
         return {"loss": loss, "chance": 4 * self.temperature * math.log(n)}
-
-    def encode(self, images: Tensor) -> dict[str, Tensor]:
-        features = pooled(self.cnn(images))
-        return {"encoder": features, "visual": self.projector(features)}
-
-    def _query(self, images: Tensor) -> Tensor:
-        return self.predictor(self.projector(pooled(self.cnn(images))))
-
-    def _key(self, images: Tensor) -> Tensor:
-        return self.target_projector(pooled(self.target_cnn(images)))

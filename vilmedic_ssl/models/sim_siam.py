@@ -9,15 +9,15 @@ from typing import Any
 from torch import Tensor
 
 from vilmedic_ssl.losses import sim_siam
-from vilmedic_ssl.models.base import PretrainingModel, passes
-from vilmedic_ssl.models.byol import refuse_predictor
+from vilmedic_ssl.models.base import passes
+from vilmedic_ssl.models.siamese import Predicting
 from vilmedic_ssl.nets.heads import Predictor, Projector
-from vilmedic_ssl.nets.vision import VisualEncoder, pooled
+from vilmedic_ssl.nets.vision import VisualEncoder
 from vilmedic_ssl.registry import proto
 
 
 @proto
-class SimSiam(PretrainingModel):
+class SimSiam(Predicting):
     """Encoder, three-layer projector and bottleneck predictor.
 
     Attributes:
@@ -41,12 +41,8 @@ class SimSiam(PretrainingModel):
         together: bool = False,
         forward_batch_size: int | None = None,
     ):
-        super().__init__()
-        refuse_predictor(projector, predictor)
-        self.cnn, self.projector = cnn, projector.head(cnn.out_dim)
-        self.predictor = predictor.head(projector.out_dim)
-        self.fix_predictor_rate = fix_predictor_rate
-        self.together, self.forward_batch_size = together, forward_batch_size
+        super().__init__(cnn, projector, predictor, forward_batch_size)
+        self.fix_predictor_rate, self.together = fix_predictor_rate, together
 
     def fixed_rate(self) -> set[str]:
         names = {f"predictor.{name}" for name, _ in self.predictor.named_parameters()}
@@ -54,17 +50,10 @@ class SimSiam(PretrainingModel):
 
     def rows(self, images: Tensor, **taken: Tensor) -> tuple[Tensor, ...]:
         """Projections of both views, then the predictions from them."""
-        rows = passes(self._project, images.unbind(1), together=self.together)
+        rows = passes(self.project, images.unbind(1), together=self.together)
         return *rows, *passes(self.predictor, rows, together=self.together)
 
     def score(self, *rows: Tensor) -> dict[str, Any]:
         """The loss lies in [-1, 1]: -1 when every prediction points where its target does."""
         z1, z2, prediction1, prediction2 = rows
         return {"loss": (sim_siam(prediction1, z2) + sim_siam(prediction2, z1)) / 2}
-
-    def encode(self, images: Tensor) -> dict[str, Tensor]:
-        features = pooled(self.cnn(images))
-        return {"encoder": features, "visual": self.projector(features)}
-
-    def _project(self, images: Tensor) -> Tensor:
-        return self.projector(pooled(self.cnn(images)))

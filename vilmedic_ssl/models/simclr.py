@@ -59,8 +59,6 @@ class SimCLR(PretrainingModel):
         forward_batch_size: int = 256,
     ):
         super().__init__()
-        if forward_batch_size < 1:
-            raise ConfigError(f"model.forward_batch_size: {forward_batch_size}; write 1 or more")
         self.cnn, self.tau, self.forward_batch_size = cnn, loss.tau, forward_batch_size
         self.projection = projection.head(cnn.out_dim)
         self.selector = selector

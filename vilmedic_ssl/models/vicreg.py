@@ -11,9 +11,10 @@ from torch import Tensor
 
 from vilmedic_ssl.errors import ConfigError
 from vilmedic_ssl.losses import vicreg
-from vilmedic_ssl.models.base import PretrainingModel, passes
+from vilmedic_ssl.models.base import passes
+from vilmedic_ssl.models.siamese import Siamese
 from vilmedic_ssl.nets.heads import Projector
-from vilmedic_ssl.nets.vision import VisualEncoder, pooled
+from vilmedic_ssl.nets.vision import VisualEncoder
 from vilmedic_ssl.registry import proto
 
 
@@ -39,7 +40,7 @@ class VICRegWeights:
 
 
 @proto
-class VICReg(PretrainingModel):
+class VICReg(Siamese):
     """Encoder, expander and the three-part loss, with the statistics of the global batch.
 
     Attributes:
@@ -60,19 +61,11 @@ class VICReg(PretrainingModel):
         loss: VICRegWeights = VICRegWeights(),  # noqa: B008 (frozen)
         forward_batch_size: int | None = None,
     ):
-        super().__init__()
-        self.cnn, self.weights, self.forward_batch_size = cnn, vars(loss).copy(), forward_batch_size
-        self.projector = projector.head(cnn.out_dim)
+        super().__init__(cnn, projector, forward_batch_size)
+        self.weights = vars(loss).copy()
 
     def rows(self, images: Tensor, **taken: Tensor) -> tuple[Tensor, ...]:
-        return passes(self._project, images.unbind(1), together=False)
+        return passes(self.project, images.unbind(1), together=False)
 
     def score(self, *rows: Tensor) -> dict[str, Any]:
         return {"loss": vicreg(*rows, **self.weights)}
-
-    def encode(self, images: Tensor) -> dict[str, Tensor]:
-        features = pooled(self.cnn(images))
-        return {"encoder": features, "visual": self.projector(features)}
-
-    def _project(self, images: Tensor) -> Tensor:
-        return self.projector(pooled(self.cnn(images)))

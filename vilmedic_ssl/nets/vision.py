@@ -21,7 +21,9 @@ class VisualEncoder(nn.Module):
     Attributes:
         backbone: a timm model name, for example resnet50 or vit_small_patch16_224.
         output_layer: avgpool = pooled vector; features = last map or token sequence; layer1 ...
-            layer4 of a ResNet; classifier or null = the whole network with its 1000 classes.
+            layer4 of a ResNet, blocks.5 of a transformer, stages.2 of a ConvNeXt and so on = the
+            map or tokens behind that part; classifier or null = the whole network with its 1000
+            classes.
         dropout_out: dropout on the output, probability in [0, 1).
         permute: batch_first gives (B, S, D), or (B, D) when there is one position; spatial_first
             (S, B, D); no_permute (B, D, H, W) for maps and (B, D, 1, 1) for pooled vectors.
@@ -87,27 +89,22 @@ class VisualEncoder(nn.Module):
             if self.output_layer == POOLED:  # some networks widen behind the pooling
                 width = getattr(self.net, "head_hidden_size", None) or width
             return int(width)
-        stages = {info["module"]: info["num_chs"] for info in getattr(self.net, "feature_info", [])}
-        children = dict(self.net.named_children())
-        if (
-            self.output_layer not in stages
-            or self.output_layer not in children
-            or "layer4" not in children
-        ):
-            known = [
-                POOLED,
-                UNPOOLED,
-                WHOLE,
-                *(s for s in stages if s in children and "layer4" in children),
-            ]
+        layers = [info["module"] for info in self.net.feature_info]
+        if self.output_layer not in layers:
             raise ConfigError(
                 f"cnn.output_layer: {backbone} has no {self.output_layer!r}; write one of "
-                f"{', '.join(known)}"
+                f"{', '.join([POOLED, UNPOOLED, WHOLE, *layers])}"
             )
-        names = list(children)
-        kept = names[: names.index(self.output_layer) + 1]
-        self.net = nn.Sequential(*[children[name] for name in kept])
-        return int(stages[self.output_layer])
+        place = layers.index(self.output_layer)
+        width = int(self.net.feature_info[place]["num_chs"])
+        children = dict(self.net.named_children())
+        if self.output_layer in children and "layer4" in children:
+            names = list(children)
+            kept = names[: names.index(self.output_layer) + 1]
+            self.net = nn.Sequential(*[children[name] for name in kept])
+        else:
+            self.net.prune_intermediate_layers([place], prune_norm=True, prune_head=True)
+        return width
 
     def train(self, mode: bool = True) -> VisualEncoder:
         """Frozen encoders stay in eval mode whatever is asked."""
@@ -133,9 +130,9 @@ class VisualEncoder(nn.Module):
     def _features(self, images_BCHW: Tensor) -> Tensor:
         if self.output_layer == POOLED:
             return self.net.forward_head(self.net.forward_features(images_BCHW), pre_logits=True)
-        if self.output_layer == UNPOOLED:
-            return self.net.forward_features(images_BCHW)
-        return self.net(images_BCHW)
+        if self.output_layer == WHOLE or isinstance(self.net, nn.Sequential):
+            return self.net(images_BCHW)
+        return self.net.forward_features(images_BCHW)
 
     def _arrange(self, x: Tensor) -> Tensor:
         if self.permute == "no_permute":
