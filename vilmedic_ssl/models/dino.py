@@ -107,12 +107,12 @@ class DINO(PretrainingModel):
         each small one; the teacher's logits of both views.
         """
         views = images.unbind(1)
+        with torch.no_grad():  # first, while no graph of the student takes memory
+            targets = passes(self._teacher, views, together=True)
         seen = passes(self._student, views, together=True)
         small = taken["local"].unbind(1) if "local" in taken else ()
         crops = (*seen, *passes(self._student, small, together=True)) if small else seen
         logits = passes(lambda x: self.head(x, self.frozen), crops, together=True)
-        with torch.no_grad():
-            targets = passes(self._teacher, views, together=True)
         return seen[0], *logits, *targets
 
     def score(self, *rows: Tensor) -> dict[str, Any]:
