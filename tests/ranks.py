@@ -18,6 +18,7 @@ from vilmedic_ssl.losses import blocks
 from vilmedic_ssl.registry import load_plugins
 
 N = 11  # rows of the global batch: no rank count divides it
+VERSION_2 = {"projection_dim": 8, "layers": 3, "hidden_dim": "encoder", "batch_norm": True}
 PAIRS = {
     "nt_xent": {"tau": 0.3},
     "moco_v3": {"tau": 0.3},
@@ -66,10 +67,10 @@ def in_blocks(name):
     return found
 
 
-def model_gradient(name, encoder, chunk=None, dtype=torch.float64):
+def model_gradient(name, encoder, chunk=None, dtype=torch.float64, **more):
     """Loss, gradients, and what moved: buffers, and the parameters that follow others."""
     torch.manual_seed(0)
-    model = build({**node_of(name, encoder), "proto": name}).to(dtype).train()
+    model = build(node_of(name, encoder, **more)).to(dtype).train()
     learned = {n: p for n, p in model.named_parameters() if p.requires_grad}
     with torch.no_grad():
         for p in learned.values():
@@ -92,6 +93,7 @@ def everything(names=None):
     found = {name: loss_gradient(name, keys) for name, keys in PAIRS.items() if not names}
     if not names:
         found |= {f"{name}, in blocks": in_blocks(name) for name in ("nt_xent", "moco_v3")}
+        found["SimCLRv2"] = model_gradient("SimCLR", "batch norm", projection=VERSION_2)
     for name, encoder in cases(names):
         found[f"{name}, {encoder}"] = model_gradient(name, encoder)
         found[f"{name}, {encoder}, float32"] = model_gradient(name, encoder, dtype=torch.float32)

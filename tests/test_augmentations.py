@@ -259,6 +259,10 @@ VIEWS = {
     "fewer than none": (dict(local_views=-1), "local_views: -1"),
     "no side": (dict(local_views=2, local_crop=0), "local_crop: 0"),
     "unknown": (dict(local_views=2, local="dino-locale"), "did you mean 'dino-local'"),
+    "two sizes": (
+        dict(views=2, train=["RandomHorizontalFlip"], second=[{"CenterCrop": {"size": 24}}]),
+        "transform.train and .*second: views of one image have 40 x 40 and 24 x 24 pixels; end in",
+    ),
     "second that fails": (dict(views=2, second=[{"Pad": {"padding": -99}}]), "second.0.Pad"),
 }
 
@@ -268,6 +272,16 @@ def test_views_that_contradict(case):
     keys, words = VIEWS[case]
     with pytest.raises(ConfigError, match=words):
         Pipeline(Transform(resize=40, crop=32, **keys), channels="gray", random=True)
+
+
+@pytest.mark.parametrize("key", ["train", "local"])
+def test_views_of_random_size_are_refused_when_they_differ(key):
+    sometimes = [{"RandomApply": {"p": 0.1, "transforms": [{"CenterCrop": {"size": 24}}]}}]
+    keys = {"views": 2, "local_views": 2, "train": "evaluate", "local": "evaluate", key: sometimes}
+    pipeline = Pipeline(Transform(resize=32, crop=32, **keys), channels="gray", random=True)
+    with pytest.raises(ConfigError, match=f"transform.{key}: views of one image have .*24 x 24"):
+        for seed in range(100):
+            pipeline.sample(torch.rand(1, 32, 32), seed)
 
 
 def test_images_with_reports_have_local_views_too(phantom):

@@ -1,5 +1,6 @@
 """Every shipped YAML trains three steps and is ensembled on the built-in cohort."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from medmnist_files import write_set
 from vilmedic_ssl import config as yaml_config
 from vilmedic_ssl.cli import main
 from vilmedic_ssl.data.datasets.manifest import read_table
+from vilmedic_ssl.experiment import load_config
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FILES = sorted((REPOSITORY / "config").rglob("*.yml"))
@@ -65,3 +67,14 @@ def test_config_trains_and_is_ensembled(path, phantom, tmp_path, capsys):
     report = tmp_path / "run" / "report.html"
     assert report.is_file() and str(report) in told.out
     assert " failed (" not in told.err  # a plug-in may decline (no labels, say) but not break
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(REPOSITORY).as_posix())
+def test_what_the_header_offers_can_be_written(path):
+    """Every key=value in the comment on top is one that the config takes."""
+    header = " ".join(line[1:] for line in path.read_text().split("dataset:")[0].splitlines())
+    key = r"(?:dataset|model|trainor)\.[\w.]+="
+    offered = re.findall(rf"(?<!\S)({key}[^\s']+)|'({key}[^']+)'", header)
+    words = [(plain or quoted).rstrip(".,;") for plain, quoted in offered if "DIR" not in plain]
+    root = ["dataset.root=images"] if "root: ???" in path.read_text() else []
+    load_config(path, [*words, *root, "name=run"])

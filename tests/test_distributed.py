@@ -90,7 +90,7 @@ from vilmedic_ssl.losses.exact import exact
 from vilmedic_ssl.models.base import PretrainingModel, passes
 from vilmedic_ssl.nets.ema import cosine_tau, follow, target_of
 from vilmedic_ssl.nets.heads import Projector
-from vilmedic_ssl.nets.vision import VisualEncoder, pooled
+from vilmedic_ssl.nets.vision import VisualEncoder
 from vilmedic_ssl.registry import proto
 
 
@@ -131,9 +131,9 @@ class HingePairs(PretrainingModel):
     def rows(self, images, **taken):
         views = images.unbind(1)
         with torch.no_grad():
-            targets = passes(lambda x: self.target_projector(pooled(self.target_cnn(x))), views,
+            targets = passes(lambda x: self.target_projector(self.target_cnn.vector(x)), views,
                              together=True)
-        online = lambda x: self.projector(pooled(self.cnn(x)))
+        online = lambda x: self.projector(self.cnn.vector(x))
         return *passes(online, views, together=True), *targets
 
     def score(self, *rows):
@@ -141,7 +141,7 @@ class HingePairs(PretrainingModel):
         return {"loss": hinge(a, d, margin=self.margin) + hinge(b, c, margin=self.margin)}
 
     def encode(self, images):
-        features = pooled(self.cnn(images))
+        features = self.cnn.vector(images)
         return {"encoder": features, "visual": self.projector(features)}
 '''
 
@@ -183,13 +183,17 @@ def test_two_processes_train_what_one_does(tiny, phantom, tmp_path):
     sgd = ["trainor.optimizer=SGD", "trainor.optim_params={lr: 0.005}"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     cached = ["dataset.transform.load_memory=false", "dataset.transform.cache=true"]
-    command = [sys.executable, *torchrun, "bin/train.py", str(config), *tiny("two"), *sgd, *cached]
+    probe = ["validator.metrics=[probe]"]
+    command = [sys.executable, *torchrun, "bin/train.py", str(config)]
+    command += [*tiny("two"), *sgd, *cached, *probe]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=HERE.parent)
     assert done.returncode == 0, done.stderr
     assert "2 process(es)" in done.stderr and done.stderr.count("done:") == 1
     two = checkpoint.read(tmp_path / "ckpt" / "two" / "last_0.pth")
-    one = checkpoint.read(train(load_config(config, [*tiny("one"), *sgd])) / "last_0.pth")
+    one = checkpoint.read(train(load_config(config, [*tiny("one"), *sgd, *probe])) / "last_0.pth")
     assert len(two["random"]) == 2 and two["progress"]["step"] == one["progress"]["step"] == 3
     for name, weight in one["model"].items():
         torch.testing.assert_close(two["model"][name], weight, rtol=1e-4, atol=1e-5)
+    probes = (two["probe"]["linear"]["weight"], one["probe"]["linear"]["weight"])
+    torch.testing.assert_close(*probes, rtol=1e-3, atol=1e-5)

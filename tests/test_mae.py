@@ -192,6 +192,8 @@ def test_no_decay_names_parameters():
         ({"cnn": {"backbone": "test_resnet"}}, "plain vision transformer"),
         ({"cnn": {"backbone": "test_vit", "output_layer": "classifier"}}, "output_layer"),
         ({"cnn": {"backbone": "test_vit", "options": {"patch_drop_rate": 0.5}}}, "mask_ratio"),
+        ({"cnn": {"backbone": "test_vit", "dropout_out": 0.5}}, "dropout_out and permute"),
+        ({"cnn": {"backbone": "test_vit", "permute": "no_permute"}}, "dropout_out and permute"),
         ({"fixed_positions": True, "cnn": NO_POSITIONS}, "fixed_positions"),
         ({"mask_ratio": 1.0}, "mask_ratio"),
         ({"decoder_dim": 18}, "multiple of 4"),

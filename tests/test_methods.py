@@ -7,6 +7,8 @@ from methods import cases, node_of
 
 from vilmedic_ssl import build
 from vilmedic_ssl.errors import UserError
+from vilmedic_ssl.experiment import train
+from vilmedic_ssl.models.dino import DINO
 from vilmedic_ssl.registry import protos
 
 
@@ -35,3 +37,18 @@ def test_another_number_of_views_is_one_sentence(name):
     model = build(node_of(name, "no norm"))
     with pytest.raises(UserError, match=f"views: {model.views} where the transform stands"):
         model(torch.rand(2, 3, 1, 32, 32), labels=torch.zeros(2).long(), seeds=torch.arange(2))
+
+
+def test_a_single_image_and_batch_norm_is_one_sentence(tiny):
+    config = resume.config_of("BYOL", [*tiny("one"), "trainor.batch_size=1"])
+    with pytest.raises(UserError, match=r"raise trainor\.batch_size"):
+        train(config)
+
+
+def test_the_average_of_a_model_knows_the_time_too(tiny, monkeypatch):
+    seen = []
+    told = DINO.at_step
+    monkeypatch.setattr(DINO, "at_step", lambda self, *at: (seen.append(self), told(self, *at)))
+    train(resume.config_of("DINO", tiny("average")))
+    model, average = seen[-2:]
+    assert model is not average and model.teacher_temp == average.teacher_temp > 0.04

@@ -12,7 +12,7 @@ from vilmedic_ssl.errors import ConfigError
 from vilmedic_ssl.losses import barlow_twins
 from vilmedic_ssl.nets.heads import DINOHead, Predictor, Projection, Projector, up_to, widths_of
 from vilmedic_ssl.nets.resnet import SelectiveKernel
-from vilmedic_ssl.nets.vision import VisualEncoder, pooled
+from vilmedic_ssl.nets.vision import VisualEncoder
 from vilmedic_ssl.schema import build
 
 ORACLES = Path(__file__).parent / "oracles"
@@ -268,7 +268,7 @@ def test_every_form_of_a_resnet_has_the_shapes_it_tells(keys):
             lambda module, given, out, i=i: stages.update({i: out.shape})
         )
     with torch.no_grad():
-        vector = pooled(encoder(x).flatten(1))
+        vector = encoder.vector(x)
     assert vector.shape == (2, encoder.out_dim) and encoder.out_dim == 512 * width * expansion
     for i, shape in stages.items():
         side = max(size // (STRIDE[keys.get("stem", "standard")] * 2 ** (i - 1)), 1)
@@ -279,8 +279,8 @@ def test_every_form_of_a_resnet_has_the_shapes_it_tells(keys):
 @pytest.mark.parametrize("form", [FORMS[3], FORMS[7]], ids=["wide", "selective"])
 def test_every_output_layer_can_be_had(form, layer):
     encoder = VisualEncoder(output_layer=layer, **form)
-    found = encoder(torch.randn(2, 1, 32, 32))
-    assert pooled(found).shape == (2, encoder.out_dim)
+    found = encoder.vector(torch.randn(2, 1, 32, 32))
+    assert found.shape == (2, encoder.out_dim)
     found.sum().backward()
     grads = [p.grad is not None for name, p in encoder.named_parameters()]
     assert all(grads)  # what stands behind the layer is gone
@@ -311,6 +311,8 @@ def test_the_deep_stem_is_half_half_full_and_shortcuts_average():
         ({"backbone": "test_vit", "stem": "small"}, "cnn.stem: test_vit has no ResNet stem"),
         ({"backbone": "resnet18", "width": 2, "pretrained": True}, "cnn.width: the published"),
         ({"backbone": "resnet18", "width": 2, "options": {"channels": [1]}}, "cnn.options"),
+        ({"backbone": "test_vit", "options": {"depth": -1}}, "cnn.options: test_vit cannot"),
+        ({"backbone": "test_vit", "options": {"depth": -1}, "pretrained": True}, "cnn.options"),
         (
             {"backbone": "resnet50", "selective_kernels": True, "options": {"cardinality": 2}},
             "cnn.selective_kernels: .* leave cardinality",
@@ -340,8 +342,8 @@ TINY = {
 def test_out_dim_of_every_kind_of_encoder(backbone, output_layer):
     encoder = VisualEncoder(backbone=backbone, options=TINY[backbone], output_layer=output_layer)
     with torch.no_grad():
-        found = encoder.eval()(torch.randn(2, 3, 32, 32))
-    assert pooled(found).shape == (2, encoder.out_dim)
+        found = encoder.eval().vector(torch.randn(2, 3, 32, 32))
+    assert found.shape == (2, encoder.out_dim)
 
 
 @pytest.mark.parametrize(
@@ -360,6 +362,17 @@ def test_any_part_of_a_network_can_be_the_last(backbone, layer, shape):
     assert found.shape == shape and net.out_dim == shape[-1]
     found.square().sum().backward()
     assert all(p.grad is not None for p in net.parameters())  # nothing behind it is left over
+
+
+@pytest.mark.parametrize("output_layer", ["layer3", "features", "avgpool"])
+def test_the_vector_is_the_same_however_positions_are_arranged(output_layer):
+    made, images = [], torch.randn(3, 3, 64, 64)
+    for permute in ("batch_first", "spatial_first", "no_permute"):
+        torch.manual_seed(0)
+        net = VisualEncoder(backbone="test_resnet", output_layer=output_layer, permute=permute)
+        made.append(net.eval().vector(images))
+    assert made[0].shape == (3, net.out_dim)
+    assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])
 
 
 def test_a_part_that_is_not_there_is_named_with_those_that_are():

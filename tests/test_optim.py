@@ -138,6 +138,22 @@ def test_other_schedules_are_functions_of_the_step():
     assert step(clock(step=65), step_size=3, gamma=0.1) == pytest.approx(0.01)
 
 
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"warmup_epochs": -3}, "warmup_epochs: -3; write 0 or more"),
+        ({"warmup_epochs": math.inf}, "warmup_epochs: inf"),
+        ({"warmup_steps": -4}, "warmup_steps: -4; write 0 or more"),
+        ({"floor": 5.0}, "floor: 5.0; write a share"),
+        ({"floor": math.nan}, "floor: nan"),
+    ],
+)
+def test_a_schedule_out_of_range_is_refused(keys, told):
+    clock = Clock(step=0, total=9, steps_per_epoch=3, base_lr=1.0)
+    with pytest.raises(ConfigError, match=rf"lr_decay_params\.{told}"):
+        find_schedule("warmup_cosine")(clock, **keys)
+
+
 def test_a_score_that_is_no_number_is_never_the_best():
     nan = float("nan")
     assert best_of([nan, 2.0, 1.0, nan], True) == 1.0 and best_of([nan], True) is None
@@ -292,6 +308,7 @@ def test_a_model_that_lists_an_unknown_name_is_refused():
         ({"ema_end": 1.0}, "ema_end: 1.0; write .* beside trainor.ema"),
         ({"ema": 0.9, "ema_end": 1.5}, "ema_end: 1.5; write a decay above 0"),
         ({"optimizer": "LARS", "optim_params": {"lr": 1.0, "eta": -1}}, "eta is -1, must be"),
+        ({"optimizer": "AdamW", "optim_params": {"lr": 1.0, "betas": [0.9]}}, "AdamW refuses"),
         (
             {"optimizer": "LARS", "optim_params": {"lr": 1.0, "lr_in_momentum": 1}},
             "lr_in_momentum is 1, must be true or false",

@@ -211,7 +211,8 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
             self._move_buffers(mean.detach(), (variance * n / (n - 1).clamp_min(1)).detach())
         y = centred * (variance + self.eps).rsqrt().view(shape)
         if self.affine:
-            y = y * self.weight.view(shape) + self.bias.view(shape)
+            y = y * self.weight.view(shape)
+            y = y if self.bias is None else y + self.bias.view(shape)
         return y.to(x.dtype)
 
     def _move_buffers(self, mean: Tensor, unbiased: Tensor) -> None:

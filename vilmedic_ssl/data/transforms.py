@@ -129,6 +129,9 @@ class Pipeline:
 
     Attributes:
         views, local_views: how many a sample has; 0 and 0 for evaluation.
+
+    Raises:
+        ConfigError: settings that contradict each other, or views of different sizes.
     """
 
     def __init__(
@@ -136,7 +139,7 @@ class Pipeline:
     ):
         from torchvision.transforms import v2
 
-        self.views = transform.views if random else 0
+        self.where, self.views = where, transform.views if random else 0
         self.local_views = transform.local_views if random else 0
         _refuse_contradictions(transform, where)
         blank = torch.zeros(len(IMAGENET[channels][0]), *sides(transform.resize))
@@ -158,6 +161,7 @@ class Pipeline:
         ):
             raise ConfigError(f"{where}.mean: {mean} and std {std} do not fit {channels} images")
         self.mean, self.std = (torch.tensor(v)[:, None, None] for v in (mean, std))
+        self.sample(blank, seed=0)
 
     def prepare(self, image_CHW: Tensor) -> Tensor:
         """The part without randomness, worth keeping."""
@@ -172,17 +176,33 @@ class Pipeline:
         where there are local views also `local` (L, C, h, w).
 
         Equal seeds give equal views; local ones are drawn after the others and change nothing.
+
+        Raises:
+            ConfigError: views of different sizes.
         """
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # that of the CPU alone
             if not self.views:
                 return {"images": self._normalised(self.evaluation(image_CHW))}
             views = [self._normalised(draw(image_CHW)) for draw in self.drawn_by]
-            sample = {"images": torch.stack(views)}
+            pair = self.drawn_by[0] is not self.drawn_by[-1]
+            sample = {"images": self._together(views, "train", *["second"] * pair)}
             if self.local is not None and self.local_views:
                 crops = [self._normalised(self.local(image_CHW)) for _ in range(self.local_views)]
-                sample["local"] = torch.stack(crops)
+                sample["local"] = self._together(crops, "local")
             return sample
+
+    def _together(self, views: list[Tensor], *keys: str) -> Tensor:
+        """Views as one tensor; `keys` name the lists they were drawn by, for the error message."""
+        found = dict.fromkeys(" x ".join(map(str, view.shape[-2:])) for view in views)
+        if len(found) > 1:
+            names = " and ".join(f"{self.where}.{key}" for key in keys)
+            size = next(iter(found)).replace(" x ", ", ")
+            raise ConfigError(
+                f"{names}: views of one image have {' and '.join(found)} pixels; end in one size, "
+                f"for example with RandomResizedCrop: {{size: [{size}]}}"
+            )
+        return torch.stack(views)
 
     def _normalised(self, image_CHW: Tensor) -> Tensor:
         return image_CHW.clamp(0, 1).sub_(self.mean).div_(self.std)

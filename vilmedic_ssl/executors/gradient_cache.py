@@ -45,17 +45,31 @@ def backward(
     if "images" not in batch:
         raise UserError("dataset: its samples have no images; take a proto that has them")
     pieces = _pieces(batch["images"], chunk)
-    if pieces == 1:
-        with cast():
-            out = wrapped(**batch)
-        if "loss" not in out:
-            return out
-        scale(out["loss"]).backward()
-        return _detached(out)
-    if as_views(batch["images"]) is None:
-        return {}
-    parts = _parts(batch, model, pieces)
-    return (_cached if model.coupled else _added)(wrapped, model, parts, cast, scale)
+    with _enough_for_batch_norm():
+        if pieces == 1:
+            with cast():
+                out = wrapped(**batch)
+            if "loss" not in out:
+                return out
+            scale(out["loss"]).backward()
+            return _detached(out)
+        if as_views(batch["images"]) is None:
+            return {}
+        parts = _parts(batch, model, pieces)
+        return (_cached if model.coupled else _added)(wrapped, model, parts, cast, scale)
+
+
+@contextlib.contextmanager
+def _enough_for_batch_norm() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            "batch norm met a single image: raise trainor.batch_size or model.forward_batch_size, "
+            "or write trainor.drop_last=true so that no short batch ends an epoch"
+        ) from error
 
 
 def _pieces(images: Tensor, chunk: int | None) -> int:

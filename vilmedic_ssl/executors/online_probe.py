@@ -13,7 +13,7 @@ from vilmedic_ssl import dist
 from vilmedic_ssl.losses import label_entropy
 from vilmedic_ssl.models.base import PretrainingModel, as_views
 
-MOST = 256  # images of a process's batch that are looked at: more cost time and teach little
+MOST = 256  # images of the global batch that are looked at: more cost time and teach little
 
 
 class OnlineProbe:
@@ -37,12 +37,13 @@ class OnlineProbe:
         """One step on the first view of a training batch."""
         views = as_views(batch["images"])
         assert views is not None
+        mine = max(0, MOST - dist.first_row(len(views), self.device))
         training = model.training
         model.eval()
         with torch.no_grad(), cast():
-            features = model.encode(views[:MOST, 0])["encoder"]
+            features = model.encode(views[:mine, 0])["encoder"]
         model.train(training)
-        loss = label_entropy(self.scores(features), batch["labels"][:MOST])
+        loss = label_entropy(self.scores(features), batch["labels"][:mine])
         linear, optimizer = self._made(features.shape[1])
         optimizer.zero_grad()
         loss.backward()

@@ -111,7 +111,7 @@ def build_optimizer(
             del group["adapt"]
     try:
         return known[name](groups, **keys)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, IndexError) as error:
         raise ConfigError(f"trainor.optim_params: {name} refuses {keys} ({error})") from error
 
 

@@ -69,7 +69,17 @@ def warmup_cosine(
         floor: share of the base rate left at the end.
         from_zero: the first step has rate 0 and the one after the warm-up the base rate, as in the
             code of SimCLR, BYOL and Barlow Twins; false = both one step earlier.
+
+    Raises:
+        ConfigError: a warm-up below 0, or a floor outside [0, 1].
     """
+    for key, length in (("warmup_epochs", warmup_epochs), ("warmup_steps", warmup_steps or 0)):
+        if not 0 <= length < math.inf:
+            raise ConfigError(f"trainor.lr_decay_params.{key}: {length}; write 0 or more")
+    if not 0 <= floor <= 1:
+        raise ConfigError(
+            f"trainor.lr_decay_params.floor: {floor}; write a share of the base rate in [0, 1]"
+        )
     warmup = (
         warmup_steps if warmup_steps is not None else round(warmup_epochs * clock.steps_per_epoch)
     )

@@ -158,7 +158,9 @@ class ValidatorSettings:
         batch_size: images per batch over all processes; null = the trainor's, so that losses
             compare.
         splits: splits to score; the score is their plain mean.
-        metrics: knn (leave-one-out on the split's labels), top1 (does a view find its partner),
+        metrics: knn (leave-one-out on the split's labels), probe (a linear layer that learns the
+            labels of train beside the encoder), top1, top5, mean_rank (does a view find its partner
+            among the second views), all_top1, all_top5, all_mean_rank (among all views),
             effective_rank, feature_std, alignment, uniformity.
     """
 

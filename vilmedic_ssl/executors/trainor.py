@@ -155,7 +155,8 @@ class Trainor:
             self.optimizer.load_state_dict(content["optimizer"])
         except ValueError as error:
             raise UserError(
-                f"{source}: its optimizer state does not fit ({error}); keep `freeze` as it was"
+                f"{source}: its optimizer state does not fit ({error}); keep `freeze` and "
+                "`fix_predictor_rate` as they were"
             ) from error
         for group, keys in zip(self._groups, arguments, strict=True):
             group.update(keys)
@@ -235,6 +236,8 @@ class Trainor:
         at, settings = self.progress, self.settings
         self.pace.set(self._lr_factor(), at.step, self.total_steps)
         self.model.at_step(at.step, self.total_steps)
+        if self.ema:
+            self.ema.model.at_step(at.step, self.total_steps)
         if self.chunk and at.step == 0:
             self._tell_norm_gap(batch, self.chunk)
         self.optimizer.zero_grad(set_to_none=True)
@@ -333,7 +336,8 @@ class Trainor:
         if dataset.labels is None:
             raise UserError(
                 "validator.metrics: probe learns from the labels of the training split, which has "
-                "none; take it out, or name them with dataset.label"
+                "none; take it out, or give it labels: they come from class folders, or from "
+                "dataset.label"
             )
         console.say(
             "probe: a linear layer learns the labels of train beside the encoder, which gets no "

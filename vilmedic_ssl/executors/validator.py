@@ -29,18 +29,21 @@ class Validator:
 
     def __init__(self, loaders: dict[str, Loader], names: list[str], device: torch.device):
         self.loaders, self.names, self.device = loaders, names, device
+        self.pairs = any(METRICS[name].pairs for name in names)
         for split, loader in loaders.items():
             labels = loader.dataset.labels
             for name in names:
                 if METRICS[name].labels and labels is None:
                     raise UserError(
                         f"validator.metrics: {name} needs labels, which split {split!r} does not "
-                        "have; take it out, or name them with dataset.label"
+                        "have; take it out, or give it labels: they come from class folders, or "
+                        "from dataset.label"
                     )
             if "knn" in names and labels is not None and labels.ndim != 1:
                 raise UserError(
                     f"validator.metrics: knn needs one class per image, which split {split!r} does "
-                    "not have; take knn out, or name one with dataset.label"
+                    "not have; take knn out, or give it such labels: they come from class folders, "
+                    "or from dataset.label"
                 )
 
     @torch.no_grad()
@@ -98,7 +101,7 @@ class Validator:
         views = as_views(batch["images"])
         assert views is not None
         with cast():
-            outs = [model.encode(view) for view in views[:, :2].unbind(1)]
+            outs = [model.encode(view) for view in views[:, : 1 + self.pairs].unbind(1)]
         found = {
             "encoder": outs[0]["encoder"].float(),
             "first": outs[0]["visual"].float(),

@@ -58,7 +58,10 @@ def pin_classes(model: dict[str, Any], dataset: MedicalDataset) -> None:
         return
     found = len(dataset.label_names)
     if dataset.labels is None:
-        raise UserError(f"model: {model['proto']} learns from labels; name them: dataset.label=...")
+        raise UserError(
+            f"model: {model['proto']} learns from labels, and this data has none; labels come from "
+            "class folders, or from dataset.label"
+        )
     if model["classes"] not in (None, found):
         raise UserError(
             f"model.classes: {model['classes']}, but the data has {found}; leave the key out"

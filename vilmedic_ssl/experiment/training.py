@@ -60,6 +60,8 @@ def train(config: Mapping[str, Any]) -> Path:
     pin_classes(node["model"], train_set)
     checkpoint.seed_everything(run.seed)
     model = model_of(node, pretrained=content is None).to(device)
+    if dist.rank():  # the processes share their weights, not the draws of dropout
+        checkpoint.seed_everything(run.seed + dist.rank())
     check_pairs(metrics, model.views)
     if train_set.views is not None:
         model.refuse_views(train_set.views)
@@ -99,6 +101,7 @@ def train(config: Mapping[str, Any]) -> Path:
     dist.on_main(lambda: checkpoint.remove(old))
     run.save_config(kept)
     trainor.fit()
+    dist.gather_objects(None)  # none leaves while another still talks to it
     console.say(f"done: {run.folder}; score it with vilmedic-ssl ensemble {run.config_file}")
     return run.folder
 

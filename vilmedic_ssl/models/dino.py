@@ -17,7 +17,7 @@ from vilmedic_ssl.models.base import PretrainingModel, passes
 from vilmedic_ssl.models.siamese import refuse_tau
 from vilmedic_ssl.nets.ema import cosine_tau, follow, target_of
 from vilmedic_ssl.nets.heads import DINOHead
-from vilmedic_ssl.nets.vision import VisualEncoder, pooled
+from vilmedic_ssl.nets.vision import VisualEncoder
 from vilmedic_ssl.registry import proto
 
 
@@ -130,7 +130,7 @@ class DINO(PretrainingModel):
         return {"loss": loss, "chance": math.log(len(self.center))}
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
-        features = pooled(self.target_cnn(images))
+        features = self.target_cnn.vector(images)
         return {"encoder": features, "visual": self.target_head.bottleneck(features)}
 
     @torch.no_grad()
@@ -141,10 +141,10 @@ class DINO(PretrainingModel):
         self._sum = part if self._sum is None else self._sum + part
 
     def _student(self, images: Tensor) -> Tensor:
-        return pooled(self.cnn(images))
+        return self.cnn.vector(images)
 
     def _teacher(self, images: Tensor) -> Tensor:
-        return self.target_head(pooled(self.target_cnn(images)))
+        return self.target_head(self.target_cnn.vector(images))
 
 
 def _calm(network: VisualEncoder) -> VisualEncoder:
@@ -152,7 +152,8 @@ def _calm(network: VisualEncoder) -> VisualEncoder:
     for module in network.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
-        for name in ("drop_prob", "prob"):  # timm's DropPath, DropBlock2d and PatchDropout
+        # of timm's networks, DropPath, DropBlock2d and PatchDropout
+        for name in ("drop_rate", "drop_prob", "prob"):
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
     return network

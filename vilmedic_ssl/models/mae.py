@@ -23,7 +23,7 @@ from vilmedic_ssl.nets.masked import (
     shuffled,
     to_patches,
 )
-from vilmedic_ssl.nets.vision import VisualEncoder, pooled
+from vilmedic_ssl.nets.vision import VisualEncoder
 from vilmedic_ssl.registry import proto
 
 
@@ -112,7 +112,7 @@ class MAE(PretrainingModel):
         return {"loss": dist.global_mean(drawn_B), "chance": float(dist.global_mean(flat_B))}
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
-        features = pooled(self.cnn(images))
+        features = self.cnn.vector(images)
         return {"encoder": features, "visual": features}
 
     def no_decay(self) -> set[str]:
@@ -219,6 +219,11 @@ def _refuse_encoder(cnn: VisualEncoder) -> None:
         raise ConfigError(
             "model.cnn: MAE does not train a classifier or an attention pooling behind the tokens; "
             "write output_layer: avgpool and options: {global_pool: avg}"
+        )
+    if cnn.dropout.p or cnn.permute != "batch_first":
+        raise ConfigError(
+            "model.cnn: MAE trains without the encoder's output, which dropout_out and permute "
+            "change; leave both out"
         )
     if getattr(net.patch_drop, "prob", 0):
         raise ConfigError(

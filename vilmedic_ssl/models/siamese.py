@@ -9,7 +9,7 @@ from vilmedic_ssl.errors import ConfigError
 from vilmedic_ssl.models.base import PretrainingModel
 from vilmedic_ssl.nets.ema import cosine_tau, follow, target_of
 from vilmedic_ssl.nets.heads import Predictor, Projector
-from vilmedic_ssl.nets.vision import VisualEncoder, pooled
+from vilmedic_ssl.nets.vision import VisualEncoder
 
 
 class Siamese(PretrainingModel):
@@ -22,10 +22,10 @@ class Siamese(PretrainingModel):
 
     def project(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, P)."""
-        return self.projector(pooled(self.cnn(images)))
+        return self.projector(self.cnn.vector(images))
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
-        features = pooled(self.cnn(images))
+        features = self.cnn.vector(images)
         return {"encoder": features, "visual": self.projector(features)}
 
 
@@ -93,7 +93,7 @@ class WithTarget(Predicting):
     @torch.no_grad()
     def target(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, P), without gradient."""
-        return self.target_projector(pooled(self.target_cnn(images)))
+        return self.target_projector(self.target_cnn.vector(images))
 
 
 def refuse_tau(tau: float) -> None:

@@ -13,7 +13,7 @@ from vilmedic_ssl.errors import ConfigError
 from vilmedic_ssl.losses import nt_xent
 from vilmedic_ssl.models.base import PretrainingModel, passes
 from vilmedic_ssl.nets.heads import Projection, up_to
-from vilmedic_ssl.nets.vision import VisualEncoder, pooled
+from vilmedic_ssl.nets.vision import VisualEncoder
 from vilmedic_ssl.registry import proto
 
 
@@ -69,7 +69,7 @@ class SimCLR(PretrainingModel):
         (B, P).
         """
         return passes(
-            lambda x: self.projection(pooled(self.cnn(x))), images.unbind(1), together=True
+            lambda x: self.projection(self.cnn.vector(x)), images.unbind(1), together=True
         )
 
     def score(self, *rows: Tensor) -> dict[str, Any]:
@@ -77,6 +77,6 @@ class SimCLR(PretrainingModel):
         return {"loss": nt_xent(rows[0], rows[1], tau=self.tau), "chance": math.log(2 * n - 1)}
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
-        features = pooled(self.cnn(images))
+        features = self.cnn.vector(images)
         chosen = up_to(self.projection, self.selector)(features)
         return {"encoder": chosen, "visual": self.projection(features)}

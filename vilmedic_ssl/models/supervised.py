@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from vilmedic_ssl.errors import ConfigError
 from vilmedic_ssl.losses import label_entropy
 from vilmedic_ssl.models.base import PretrainingModel
-from vilmedic_ssl.nets.vision import VisualEncoder, pooled
+from vilmedic_ssl.nets.vision import VisualEncoder
 from vilmedic_ssl.registry import proto
 
 
@@ -42,12 +42,12 @@ class Supervised(PretrainingModel):
 
     def rows(self, images: Tensor, **taken: Tensor) -> tuple[Tensor, ...]:
         """Embeddings (B, D), scores (B, classes), and the labels."""
-        features = pooled(self.cnn(images[:, 0]))
+        features = self.cnn.vector(images[:, 0])
         return features, self.head(features), taken["labels"]
 
     def score(self, *rows: Tensor) -> dict[str, Any]:
         return {"loss": label_entropy(rows[1], rows[2])}
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
-        features = pooled(self.cnn(images))
+        features = self.cnn.vector(images)
         return {"encoder": features, "visual": self.head(features)}

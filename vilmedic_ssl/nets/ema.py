@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -45,7 +45,7 @@ class WeightAverage:
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
-        self.model = target_of(model).eval()
+        self.model: Any = target_of(model).eval()
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:

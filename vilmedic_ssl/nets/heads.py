@@ -250,8 +250,9 @@ class Prototypes(nn.Module):
 
         Args:
             frozen: the prototypes get no gradient. They stay in the graph with a gradient of zero,
-                which processes that wait for each other's gradients need; weight decay changes
-                nothing, since only their direction counts.
+                which processes that wait for each other's gradients need. Weight decay changes
+                nothing, since only their direction counts; this holds with AdamW, SGD and LARS,
+                not with Adam, whose decay is divided per entry like a gradient.
         """
         weight = self.prototypes.weight
         if frozen:

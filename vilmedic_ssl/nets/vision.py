@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from vilmedic_ssl.errors import ConfigError, UserError
@@ -111,6 +110,15 @@ class VisualEncoder(nn.Module):
         return super().train(mode and not self.freeze)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) -> what `output_layer` and `permute` say."""
+        return self._arrange(self._run(images_BCHW), self.permute)
+
+    def vector(self, images_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, out_dim): the mean over positions, whatever `permute` says."""
+        x = self._arrange(self._run(images_BCHW), "batch_first")
+        return x if x.dim() == 2 else x.mean(dim=1)
+
+    def _run(self, images_BCHW: Tensor) -> Tensor:
         if images_BCHW.shape[1] == 1 and self.in_chans == 3:
             images_BCHW = images_BCHW.expand(-1, 3, -1, -1)
         if images_BCHW.shape[1] != self.in_chans:
@@ -125,7 +133,7 @@ class VisualEncoder(nn.Module):
             raise UserError(
                 f"model.cnn: {error}; set the crop of the dataset, or cnn.options.img_size"
             ) from error
-        return self._arrange(self.dropout(x))
+        return self.dropout(x)
 
     def _features(self, images_BCHW: Tensor) -> Tensor:
         if self.output_layer == POOLED:
@@ -134,8 +142,8 @@ class VisualEncoder(nn.Module):
             return self.net(images_BCHW)
         return self.net.forward_features(images_BCHW)
 
-    def _arrange(self, x: Tensor) -> Tensor:
-        if self.permute == "no_permute":
+    def _arrange(self, x: Tensor, permute: str) -> Tensor:
+        if permute == "no_permute":
             return x[:, :, None, None] if x.dim() == 2 else x
         if x.dim() == 4 and getattr(self.net, "output_fmt", "NCHW") == "NHWC":
             x = x.permute(0, 3, 1, 2)
@@ -143,7 +151,7 @@ class VisualEncoder(nn.Module):
             x = x.flatten(2).transpose(1, 2)
         elif x.dim() == 2:
             x = x[:, None]
-        if self.permute == "spatial_first":
+        if permute == "spatial_first":
             return x.transpose(0, 1)
         return x[:, 0] if x.shape[1] == 1 else x
 
@@ -159,16 +167,21 @@ def _create(backbone: str, pretrained: bool, options: dict[str, Any], **given: A
     try:
         return timm.create_model(backbone, pretrained=pretrained, **given, **options)
     except TypeError as error:
-        raise ConfigError(f"cnn.options: {backbone} does not take {options} ({error})") from error
-    except Exception as error:
-        if not pretrained:
+        raise ConfigError(
+            f"cnn.options: {backbone} does not take {options} ({error}); leave out what it does "
+            "not know, or write another backbone"
+        ) from error
+    except Exception as error:  # networks refuse nonsense in all kinds of ways
+        if not pretrained and not options:
             raise
+        if not pretrained:
+            raise ConfigError(
+                f"cnn.options: {backbone} cannot be made with {options} ({type(error).__name__}: "
+                f"{error}); correct them"
+            ) from error
+        if options:
+            _create(backbone, False, options, **given)  # refuses those that never do
         raise UserError(
             f"cnn.pretrained: the published weights of {backbone} cannot be had here "
             f"({type(error).__name__}); write model.cnn.pretrained=false"
         ) from error
-
-
-def pooled(x: Tensor) -> Tensor:
-    """One vector per image: (B, D) unchanged, (B, S, D) averaged over positions."""
-    return x if x.dim() == 2 else torch.mean(x, dim=1)

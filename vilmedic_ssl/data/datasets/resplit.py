@@ -136,7 +136,6 @@ class Resplit(MedicalDataset):
         first = next(iter(homes.values()))
         number = {(h, name): i for h, data in homes.items() for i, name in enumerate(data.ids)}
         self.chosen = [(home, number[home, name]) for home, name in sorted(chosen)]
-        self._views = first.views
         self.own_ids = [homes[home].ids[i] for home, i in self.chosen]
         names = [f"{home}:{homes[home].ids[i]}" for home, i in self.chosen]
         self.ids = names if prefix else self.own_ids
@@ -159,6 +158,10 @@ class Resplit(MedicalDataset):
         if any(value is None for value in values.values()):
             return None
         return [values[home][i] for home, i in self.chosen]
+
+    @property
+    def views(self) -> int | None:
+        return next(iter(self.homes.values())).views
 
     @property
     def paths(self) -> list[Path] | None:
