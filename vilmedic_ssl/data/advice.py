@@ -81,8 +81,9 @@ def advise_on(dataset: MedicalDataset) -> list[str]:
                 keys.setdefault(sentence, []).append(f"`{key}`")
     told = [f"views drawn by {', '.join(names)}: {text}" for text, names in keys.items()]
     if t.local_views and min(sides(t.local_crop)) >= min(sides(t.crop)):
+        smaller = max(8, round(min(sides(t.crop)) * 3 / 56) * 8)  # 96 of 224, a multiple of 8
         told.append(
             f"local_crop of {t.local_crop} is not smaller than crop, {t.crop}; local views are "
-            f"meant to show less: write local_crop: {max(1, min(sides(t.crop)) * 3 // 7)}"
+            f"meant to show less: write local_crop: {smaller}"
         )
     return told

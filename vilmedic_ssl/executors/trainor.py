@@ -365,9 +365,10 @@ class Trainor:
             return
         with self.cast():
             gap = gradient_cache.norm_gap(self.model, batch, chunk)
+        some = min(4 * chunk, len(batch["images"]))
         console.say(
             f"batch norm sees {chunk} images at a time: on the first batch that moves embeddings "
-            f"by {gap:.1e} (mean cosine distance, 0 = none) from those of {4 * chunk} at a time"
+            f"by {gap:.1e} (mean cosine distance, 0 = none) from those of {some} at a time"
         )
 
     def _stale(self) -> bool:

@@ -83,7 +83,7 @@ def ensemble(config: Mapping[str, Any]) -> dict[str, float | str]:
     write_results(folder, results)
     report = write_report(
         folder,
-        title=f"{experiment.name}, {_which(files, experiment.ckpt)}, seed {_seeds(contents)}",
+        title=f"{experiment.name}, {_which(files, experiment)}, seed {_seeds(contents)}",
         results=outcome.results,
         figures=outcome.figures,
         config=contents[0]["config"],
@@ -100,10 +100,12 @@ def ensemble(config: Mapping[str, Any]) -> dict[str, float | str]:
     return results
 
 
-def _which(files: list[Path], ckpt: str | None) -> str:
+def _which(files: list[Path], experiment: Experiment) -> str:
     """The scored checkpoints in words, for a title."""
-    if ckpt is not None:
+    if experiment.ckpt is not None:
         return f"checkpoint {files[0].stem}"
+    if experiment.ensemblor.mode == "last":
+        return "last checkpoint"
     return "best checkpoint" if len(files) == 1 else f"{len(files)} checkpoints"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor, nn
@@ -46,7 +47,8 @@ class Supervised(PretrainingModel):
         return features, self.head(features), taken["labels"]
 
     def score(self, *rows: Tensor) -> dict[str, Any]:
-        return {"loss": label_entropy(rows[1], rows[2])}
+        out: dict[str, Any] = {"loss": label_entropy(rows[1], rows[2])}
+        return {**out, "chance": math.log(rows[1].shape[1])} if rows[2].dim() == 1 else out
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
         features = self.cnn.vector(images)

@@ -36,7 +36,8 @@ class VisualEncoder(nn.Module):
         selective_kernels: SimCLRv2's selective kernels (ratio 1/16) in the blocks of resnet50,
             resnet101 or resnet152, whose shortcuts and stem become those of `deep`, unless stem is
             small or cifar.
-        options: further arguments of timm.create_model, for example {img_size: 64, patch_size: 8}.
+        options: further arguments of timm.create_model, for example {img_size: 64, patch_size: 8};
+            those that are null are left out.
 
     Raises:
         ConfigError: unknown backbone, layer or option.
@@ -131,7 +132,9 @@ class VisualEncoder(nn.Module):
             x = self._features(images_BCHW)
         except AssertionError as error:  # how timm refuses an image size
             raise UserError(
-                f"model.cnn: {error}; set the crop of the dataset, or cnn.options.img_size"
+                f"model.cnn: {str(error).rstrip('.')}; write dataset.transform.crop (and "
+                "local_crop) as the network wants it, model.cnn.options.img_size as the crop, or "
+                "model.cnn.options.dynamic_img_size=true for crops of several sizes"
             ) from error
         return self.dropout(x)
 
@@ -164,12 +167,13 @@ def _create(backbone: str, pretrained: bool, options: dict[str, Any], **given: A
         raise ConfigError(
             f"cnn.backbone: timm has no {backbone!r}; for example {', '.join(near or ['resnet50'])}"
         )
+    options = {name: value for name, value in options.items() if value is not None}
     try:
         return timm.create_model(backbone, pretrained=pretrained, **given, **options)
     except TypeError as error:
         raise ConfigError(
-            f"cnn.options: {backbone} does not take {options} ({error}); leave out what it does "
-            "not know, or write another backbone"
+            f"cnn.options: {backbone} does not take {options} ({error}); set what it does not "
+            "know to null, or write another backbone; a transformer's options do not fit a CNN"
         ) from error
     except Exception as error:  # networks refuse nonsense in all kinds of ways
         if not pretrained and not options:

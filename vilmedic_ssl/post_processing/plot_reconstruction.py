@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TITLES = "image", "what it sees", "what it draws"
+CAPTION = (
+    "image, what the model sees of it (hidden patches in blue), what it draws; with normalised "
+    "pixels the mean and the contrast of each hidden patch are the image's own: look at shapes"
+)
+HIDDEN = (0.55, 0.70, 0.90)  # a light blue, which no grey film has
 
 
 @proto
@@ -55,10 +60,13 @@ def plot_reconstruction(
         three = reconstruct(inputs, torch.tensor(chosen, device=inputs.device))
         data = features.dataset(split)
         pictures = torch.stack([data.picture(index) for index in chosen]).double()
-        shown = _denormalised([part.double().cpu() for part in three], pictures)
+        three = [part.double().cpu() for part in three]
+        hidden = (three[1] == 0) & (three[0] != 0)
+        shown = [part.expand(-1, 3, -1, -1) for part in _denormalised(three, pictures)]
+        shown[1] = torch.where(hidden, torch.tensor(HIDDEN).view(3, 1, 1), shown[1])
         path = out / f"plot_reconstruction_{features.tag}_{split}.png"
         _draw([part.clamp(0, 1).permute(0, 2, 3, 1).numpy() for part in shown], path)
-        yield f"reconstruction, {split}: image, what the model sees of it, what it draws", path
+        yield f"reconstruction, {split}: {CAPTION}", path
 
 
 def _denormalised(three: list[Tensor], pictures_BCHW: Tensor) -> list[Tensor]:
