@@ -24,7 +24,11 @@ def config_of(name, overrides):
     node["model"] = node_of(name, encoder)
     if name == "Supervised":
         node["model"]["classes"] = None  # as many as the data has
-    node["model"]["cnn"]["dropout_out"] = 0.1  # draws from the global generator
+    cnn = node["model"]["cnn"]  # with dropout, which draws from the global generator
+    if name in TRANSFORMERS_ONLY:
+        cnn["options"] = {**cnn["options"], "proj_drop_rate": 0.1}
+    else:
+        cnn["dropout_out"] = 0.1
     node["dataset"]["transform"] |= {"views": model.views, **crops}
     node["validator"]["metrics"] = ["effective_rank", "probe"]
     node["trainor"] |= {"max_steps": 5, "epochs": 9, "save_every": 1, "ema": 0.9}
