@@ -200,6 +200,34 @@ def _end(number: int, frame: object) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
     options = parse(argv)
+    try:
+        code = _run(options)
+    finally:
+        several = _leave_group()
+    if several:
+        # Threads of the process group sometimes outlive Python's own end, and abort a process whose
+        # work is done and written; so it ends here.
+        from vilmedic_ssl.data import loader
+
+        loader.close_all()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _leave_group() -> bool:
+    """Leave the process group; True when this was one of several processes."""
+    if "torch.distributed" not in sys.modules:
+        return False
+    from vilmedic_ssl import dist
+
+    several = dist.world_size() > 1
+    dist.stop()
+    return several
+
+
+def _run(options: argparse.Namespace) -> int:
     mine = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, _end) if mine else None
     try:
@@ -215,10 +243,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         if mine:
             signal.signal(signal.SIGTERM, before)
-        if "torch.distributed" in sys.modules:
-            from vilmedic_ssl import dist
-
-            dist.stop()
     return 0
 
 

@@ -155,7 +155,7 @@ _open: weakref.WeakSet[Loader] = weakref.WeakSet()
 
 
 @atexit.register
-def _close_all() -> None:
+def close_all() -> None:
     """Python ends its child processes by one SIGTERM, which ours ignore, and would wait forever
     for the workers of a loader that something (a kept traceback, say) still holds.
     """
