@@ -11,22 +11,15 @@ network built stands beside it, a stricter measure that a small network's fragme
 import contextlib
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
-from pairs import console, verdict
+from pairs import console, resident, verdict
 
 from vilmedic_ssl import build
 from vilmedic_ssl.executors import gradient_cache
 
 LARGE, CHUNK, SIZE = 4096, 32, 64
 GOAL = 1.3
-
-
-def resident(key: str) -> float:
-    """MB of this process, now (VmRSS) or at most (VmHWM); ru_maxrss would include the parent's."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split(f"{key}:")[1].split()[0]) / 1024
 
 
 def step(model: torch.nn.Module, n: int) -> None:

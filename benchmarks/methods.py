@@ -14,10 +14,9 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
-from pairs import console, verdict
+from pairs import console, resident, verdict
 from peers import Theirs
 from trainor import InMemory, trained
 from twins import METHODS, batch_of, twins
@@ -75,12 +74,6 @@ def alone(side: str, name: str) -> None:
         for _ in range(MEMORY_STEPS):
             bare.step()
     console.result(f"{resident('VmHWM') - before:.0f}")
-
-
-def resident(key: str) -> float:
-    """MB of this process, now (VmRSS) or at most (VmHWM); ru_maxrss would include the parent's."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split(f"{key}:")[1].split()[0]) / 1024
 
 
 def peak(side: str, name: str, threads: int) -> float:

@@ -32,3 +32,9 @@ def verdict(ratio: float, goal: float, *, least: bool = True) -> str:
     """How a ratio stands to its goal."""
     met = ratio >= goal if least else ratio <= goal
     return f"{'met' if met else 'MISSED'} ({'>=' if least else '<='} {goal:g})"
+
+
+def resident(key: str) -> float:
+    """MB of this process, now (VmRSS) or at most (VmHWM); ru_maxrss would include the parent's."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(f"{key}:")[1].split()[0]) / 1024
