@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from vilmedic_ssl import console, ensemble, load_config, train  # noqa: E402
 
 MEASURES = ("accuracy", "balanced_accuracy", "auroc", "auprc")
+MEASURES += ("chance", "energy_inside", "energy_elsewhere", "pointing_game")  # of grad_cam
 
 
 def score(config: str, seed: int, overrides: list[str]) -> dict[str, float]:

@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import json
 import sys
+import types
 import typing
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ sys.path.insert(0, str(REPOSITORY))
 from vilmedic_ssl.describe import meanings  # noqa: E402
 from vilmedic_ssl.executors.schedules import SCHEDULES  # noqa: E402
 from vilmedic_ssl.experiment import Experiment  # noqa: E402
+from vilmedic_ssl.experiment.flow import FlowExperiment  # noqa: E402
 from vilmedic_ssl.registry import FOLDERS, find, protos  # noqa: E402
 from vilmedic_ssl.schema import REQUIRED, Key, schema, spell  # noqa: E402
 
@@ -33,7 +35,11 @@ def nested(key: Key) -> list[Any]:
 
 
 def row(name: str, key: Key, meaning: str) -> str:
-    kind = " or ".join(f"[{c.__name__}](#{c.__name__.lower()})" for c in nested(key))
+    several = {list: "a list of ", dict: "by name: "}.get(typing.get_origin(key.annotation), "")
+    kinds = [f"{several}[{c.__name__}](#{c.__name__.lower()})" for c in nested(key)]
+    union = typing.get_origin(key.annotation) in (typing.Union, types.UnionType)
+    kinds += ["text"] if kinds and union and str in typing.get_args(key.annotation) else []
+    kind = " or ".join(kinds)
     default = "required" if key.default is REQUIRED else "its defaults"
     if key.default is not REQUIRED and not dataclasses.is_dataclass(key.default):
         default = f"`{json.dumps(key.default)}`"
@@ -50,7 +56,8 @@ def section(obj: Any) -> str:
 
 def groups() -> dict[str, list[Any]]:
     """Name of a marked part -> what is described there; settings classes follow their users."""
-    found = {"sections": [Experiment], "schedules": list(dict.fromkeys(SCHEDULES.values()))}
+    schedules = list(dict.fromkeys(SCHEDULES.values()))
+    found = {"sections": [Experiment, FlowExperiment], "schedules": schedules}
     found |= {folder: [find(name) for name in protos(folder)] for folder in FOLDERS}
     for objects in found.values():
         for obj in objects:  # grows while it is read

@@ -17,7 +17,8 @@ SMALL = {
     "SimCLR": {"projection": {"projection_dim": 8}, "loss": {"tau": 0.2}},
     "DINO": {"head": {"hidden_dim": 16, "bottleneck_dim": 8, "prototypes": 24}},
     "MAE": {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2},
-    "Supervised": {"classes": 3},
+    "Classifier": {"classes": 3},
+    "Distillation": {"classes": 3, "loss": {"temperature": 2.0, "alpha": 0.6}},
 }
 
 
@@ -28,6 +29,8 @@ def node_of(name, encoder, **more):
     plain = {"widths": [8], "last_norm": "none"}
     for head in heads:
         node[head] = plain if encoder == "no norm" else {"widths": [16, 8]}
+    if name == "Distillation":
+        node["teacher"] = {**node_of("Classifier", encoder), "task": "classes"}
     return {**node, **SMALL.get(name, {}), **more}
 
 

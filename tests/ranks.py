@@ -27,6 +27,12 @@ PAIRS = {
     "barlow_twins": {"lambda_": 0.01},
     "vicreg": {"sim_loss_weight": 25.0, "var_loss_weight": 25.0, "cov_loss_weight": 1.0},
 }
+LABELS = torch.where(torch.arange(N) % 4 == 2, -1, torch.arange(N) % 3)  # some are unknown
+OF_LABELS = {
+    "label_entropy": {"label_smoothing": 0.1, "class_weights": torch.tensor([0.5, 1, 2, 3])},
+    "ordinal_entropy": {"class_weights": torch.tensor([0.5, 1, 2, 3, 1])},
+    "distillation": {"temperature": 2.0, "alpha": 0.3},
+}
 
 
 def mine(x):
@@ -41,7 +47,7 @@ def batch_for(model, dtype):
     whole = {
         "images": torch.randn(N, model.views, 1, 32, 32, generator=generator, dtype=torch.float64),
         "local": torch.randn(N, 2, 1, 16, 16, generator=generator, dtype=torch.float64),
-        "labels": torch.arange(N) % 3,
+        "labels": LABELS,
         "seeds": torch.arange(N) * 10**12,
     }
     return {k: mine(v.to(dtype) if v.is_floating_point() else v) for k, v in whole.items()}
@@ -53,8 +59,12 @@ def loss_gradient(name, keys):
     weight = nn.Linear(5, 4, dtype=torch.float64)
     torch.nn.init.orthogonal_(weight.weight, generator=torch.Generator().manual_seed(2))
     torch.nn.init.zeros_(weight.bias)
-    wrapped = dist.wrap(weight)
-    loss = getattr(losses, name)(wrapped(mine(z1)), wrapped(mine(z2)), **keys)
+    wrapped, loss_of = dist.wrap(weight), getattr(losses, name)
+    first, second = wrapped(mine(z1)), wrapped(mine(z2))
+    if name == "distillation":
+        loss = loss_of(first, second, labels=mine(LABELS), **keys)
+    else:
+        loss = loss_of(first, mine(LABELS) if name in OF_LABELS else second, **keys)
     loss.backward()
     return {"loss": loss.detach(), "weight": weight.weight.grad, "bias": weight.bias.grad}
 
@@ -90,9 +100,12 @@ def model_gradient(name, encoder, chunk=None, dtype=torch.float64, **more):
 
 
 def everything(names=None):
-    found = {name: loss_gradient(name, keys) for name, keys in PAIRS.items() if not names}
+    plain = {} if names else {**PAIRS, **OF_LABELS}
+    found = {name: loss_gradient(name, keys) for name, keys in plain.items()}
     if not names:
         found |= {f"{name}, in blocks": in_blocks(name) for name in ("nt_xent", "moco_v3")}
+        frozen = {"freeze": {"last_n_layers": 1}}
+        found["Classifier, frozen"] = model_gradient("Classifier", "batch norm", **frozen)
         found["SimCLRv2"] = model_gradient("SimCLR", "batch norm", projection=VERSION_2)
     for name, encoder in cases(names):
         found[f"{name}, {encoder}"] = model_gradient(name, encoder)

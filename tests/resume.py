@@ -1,6 +1,7 @@
 """Stop a run of any model between two steps, go on, and compare with one that was not stopped."""
 
 import os
+import shutil
 import signal
 
 import torch
@@ -22,8 +23,10 @@ def config_of(name, overrides):
     crops = {"local_views": 2, "local_crop": 16} if "local" in model.may_take else {}
     node = load(CONFIG, overrides)
     node["model"] = node_of(name, encoder)
-    if name == "Supervised":
+    if "classes" in node["model"]:
         node["model"]["classes"] = None  # as many as the data has
+    if "teacher" in node["model"]:
+        node["model"]["teacher"] = f"{node['ckpt_dir']}/teacher"
     cnn = node["model"]["cnn"]  # with dropout, which draws from the global generator
     if name in TRANSFORMERS_ONLY:
         cnn["options"] = {**cnn["options"], "proj_drop_rate": 0.1}
@@ -61,6 +64,8 @@ def assert_resumes(name, tiny, *more):
     """A run that was stopped after step 3 and continued equals one that was not, bit for bit."""
     from vilmedic_ssl.errors import Interrupted
 
+    taught = "teacher" in node_of(name, "no norm")
+    teacher = train(config_of("Classifier", tiny("teacher"))) if taught else None
     whole = train(config_of(name, [*tiny("whole"), *more]))
     original, Trainor._step = stopping_after(3)
     try:
@@ -70,6 +75,8 @@ def assert_resumes(name, tiny, *more):
         pass
     finally:
         Trainor._step = original
+    if teacher is not None:
+        shutil.rmtree(teacher)  # from here on it is in the student's checkpoints
     stopped = train(config_of(name, [*tiny("stopped"), *more, "ckpt=last"]))
     expected, found = state(whole), state(stopped)
     assert set(found) == set(expected)

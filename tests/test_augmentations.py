@@ -18,6 +18,7 @@ from vilmedic_ssl.data.augmentations import (
     AdditiveBrightness,
     CenterCropShare,
     ContrastAroundMean,
+    CropToAspect,
     EqualizeLuma,
     RandomSharpness,
     SNRNoise,
@@ -35,6 +36,7 @@ from vilmedic_ssl.schema import build
 ORACLES = Path(__file__).parent / "oracles"
 AUGMENT = np.load(ORACLES / "seeds_augment.npz")
 SIMCLR = np.load(ORACLES / "seeds_simclr_data_util.npz")
+ASPECT = np.load(ORACLES / "seeds_semisuper_web_prep.npz")
 IMAGE_1HW = torch.from_numpy(AUGMENT["tensor"])
 COLOUR_CHW = torch.from_numpy(AUGMENT["img_rgb_uint8"]).permute(2, 0, 1) / 255
 TRAINING = [name for name in presets(32) if name not in ("evaluate", "simclr-test-crop")]
@@ -132,7 +134,36 @@ def test_the_central_share():
     assert view.shape == (1, 32, 48)
 
 
+def test_films_are_cut_to_limits_of_aspect():
+    low, high = ASPECT["crop_to_ar/lo_hi"].tolist()
+    for side, expected in zip(
+        ASPECT["crop_to_ar/in_hw"].tolist(),
+        ASPECT["crop_to_ar/out_h_w_top_left"].tolist(),
+        strict=True,
+    ):
+        top, left, height, width = CropToAspect(low, high).box(*side)
+        assert [height, width, top, left] == expected
+    film = torch.arange(600.0).view(1, 10, 60)
+    assert torch.equal(CropToAspect(0.5, 1.0)(film), film[..., 20:40])
+
+
+def test_films_are_cut_before_they_are_squeezed():
+    """`before` sees the whole picture; in `evaluate` it would be square already."""
+    film = torch.zeros(1, 20, 100)
+    film[..., :20] = film[..., -20:] = 1.0  # what is cut away
+    before = [{"CropToAspect": {"low": 0.5, "high": 1.0}}]
+    keys = {"resize": [16, 16], "crop": 16, "mean": [0.0], "std": [1.0]}
+    cut = Pipeline(Transform(before=before, **keys), channels="gray", random=False)
+    late = Pipeline(Transform(evaluate=before, **keys), channels="gray", random=False)
+    assert cut(cut.prepare(film), 0).max() == 0 and late(late.prepare(film), 0).max() == 1
+    mask = cut.mask(film[0] > 0)
+    assert mask.shape == (16, 16) and not mask.any()
+    with pytest.raises(ConfigError, match=r"before: what is kept must be deterministic"):
+        Pipeline(Transform(before=["RandomHorizontalFlip"]), channels="gray", random=False)
+
+
 WRONG = {
+    "aspect": ({"CropToAspect": {"low": 2, "high": 1}}, "low 2 and high 1"),
     "order": ({"RandomSharpness": {"low": 3, "high": 1}}, "low 3 and high 1"),
     "negative": ({"SNRNoise": {"low": -1, "high": 1}}, "write 0 <= low"),
     "probability": ({"EqualizeLuma": {"p": 1.5}}, "p 1.5"),

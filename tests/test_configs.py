@@ -1,10 +1,14 @@
-"""Every shipped YAML trains three steps and is ensembled on the built-in cohort."""
+"""Every shipped YAML trains three steps and is ensembled on the built-in cohort; those of sweeps
+run two tiny trials, those of flows one seed of two steps per stage.
+"""
 
+import json
 import re
 import shutil
 from pathlib import Path
 
 import pytest
+from flows import shortened
 from medmnist_files import write_set
 
 from vilmedic_ssl import config as yaml_config
@@ -14,6 +18,9 @@ from vilmedic_ssl.experiment import load_config
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FILES = sorted((REPOSITORY / "config").rglob("*.yml"))
+FLOWS = [path for path in FILES if path.parent.name == "FLOW"]
+TRAINED = [path for path in FILES if path.parent.name not in ("SWEEP", "FLOW")]
+SWEPT = [path for path in FILES if path.parent.name == "SWEEP"]
 SMALL = ["num_workers=0", "device=cpu", "trainor.batch_size=8", "trainor.max_steps=3"]
 FINDINGS = "[Cardiomegaly, Consolidation, Pneumothorax, Pleural Effusion]"
 
@@ -53,7 +60,7 @@ def data(node, phantom):
     return [f"dataset.manifest={phantom / 'manifest.csv'}", label, *size]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(REPOSITORY).as_posix())
+@pytest.mark.parametrize("path", TRAINED, ids=lambda p: p.relative_to(REPOSITORY).as_posix())
 def test_config_trains_and_is_ensembled(path, phantom, tmp_path, capsys):
     node = yaml_config.load(path)
     place = [f"ckpt_dir={tmp_path}", "name=run"]
@@ -69,11 +76,60 @@ def test_config_trains_and_is_ensembled(path, phantom, tmp_path, capsys):
     assert " failed (" not in told.err  # a plug-in may decline (no labels, say) but not break
 
 
+@pytest.fixture(scope="module")
+def pretrained(phantom, tmp_path_factory):
+    """A run folder to start from: what the headers train first."""
+    place, path = tmp_path_factory.mktemp("first"), REPOSITORY / "config/SELFSUP/simclr-phantom.yml"
+    words = [f"ckpt_dir={place}", "name=run", *data(yaml_config.load(path), phantom), *SMALL]
+    assert main(["train", str(path), *words]) == 0
+    return place / "run"
+
+
+def from_weights(path, run):
+    """Overrides for the sweeps that start from a trained run."""
+    if path.stem == "frozen-blocks":
+        return [f"init_from={run}"]
+    if path.stem == "label-fractions":  # 1 % of this small cohort is a single image
+        weights = f"init_from: {{choices: {{pretrained: {run}, random: null}}}}"
+        return [f"space={{{weights}, budget.fraction: {{choices: [0.5]}}}}"]
+    return []
+
+
+@pytest.mark.parametrize("path", SWEPT, ids=lambda p: p.stem)
+def test_sweep_runs(path, phantom, pretrained, tmp_path, capsys):
+    node = yaml_config.load(path)
+    measure = node["sweep"].get("measure", "train")
+    trials = {"train": 2, "resources": 2, "lr_range": 12}[measure]
+    words = [f"ckpt_dir={tmp_path}", "name=run", f"sweep.trials={trials}", *SMALL]
+    words += [*data(node, phantom), *from_weights(path, pretrained)]
+    assert main(["sweep", str(path), *words]) == 0, capsys.readouterr().err
+    files = {"train": "sweep", "resources": "resources", "lr_range": "lr_range"}
+    table = json.loads((tmp_path / f"run/{files[measure]}.json").read_text())
+    assert (tmp_path / f"run/{files[measure]}.png").is_file()
+    states = [row["state"] for row in table.get("trials") or table.get("settings") or []]
+    assert states == ([] if measure == "lr_range" else [states[0]] * 2)
+    assert set(states) <= {"finished", "measured"}
+    assert main(["train", str(path), *words]) == 2  # it says which verb runs it
+
+
+@pytest.mark.parametrize("path", FLOWS, ids=lambda p: p.stem)
+def test_flow_runs(path, phantom, tmp_path, capsys):
+    node = yaml_config.read_with_includes(path)
+    words = [f"ckpt_dir={tmp_path}", "name=run", *data(node, phantom), *shortened(path)]
+    if node["dataset"]["proto"] == "Manifest":
+        words.append("dataset.label=dominant")
+    assert main(["train", str(path), *words]) == 0, capsys.readouterr().err
+    rows = json.loads((tmp_path / "run/flow.json").read_text())["rows"]
+    judged = {n for n, s in node["flow"]["stages"].items() if s.get("labels", True)}
+    assert {row["stage"] for row in rows} == judged
+    assert {row["budget"] for row in rows} == {"12 images", "100 %"}
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(REPOSITORY).as_posix())
 def test_what_the_header_offers_can_be_written(path):
     """Every key=value in the comment on top is one that the config takes."""
     header = " ".join(line[1:] for line in path.read_text().split("dataset:")[0].splitlines())
-    key = r"(?:dataset|model|trainor)\.[\w.]+="
+    key = r"(?:dataset|model|trainor|flow)\.[\w.-]+="
     offered = re.findall(rf"(?<!\S)({key}[^\s']+)|'({key}[^']+)'", header)
     words = [(plain or quoted).rstrip(".,;") for plain, quoted in offered if "DIR" not in plain]
     root = ["dataset.root=images"] if "root: ???" in path.read_text() else []

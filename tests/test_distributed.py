@@ -58,8 +58,7 @@ def tolerance(case):
 
 
 def test_every_loss_and_model_has_a_case(single):
-    of_labels = {"label_entropy", "dino"}  # covered by Supervised and DINO
-    assert set(ranks.PAIRS) == set(losses.__all__) - of_labels
+    assert set(ranks.PAIRS) | set(ranks.OF_LABELS) == set(losses.__all__) - {"dino"}
     for name in protos("models"):
         assert {f"{name}, no norm", f"{name}, chunks"} <= set(single)
 

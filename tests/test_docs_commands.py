@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import flows
 import pytest
 from conftest import REPOSITORY
 
@@ -125,6 +126,10 @@ def folder(phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
 
 def shortened(verb: str, arguments: list[str]) -> list[str]:
     """A command of this program with what makes it quick."""
+    if verb == "sweep":
+        return [verb, *arguments, *QUICK, *STEPS, "sweep.trials=2"]
+    if "/FLOW/" in arguments[0]:
+        return [verb, *arguments, *flows.shortened(arguments[0])]
     if verb not in ("train", "ensemble"):
         return [verb, *arguments]
     steps = MORE_STEPS if "ckpt=last" in arguments else STEPS

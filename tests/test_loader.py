@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -197,6 +198,50 @@ def test_epochs_differ_and_repeat():
     fourth = list(still)
     still.epoch = 9
     assert fourth == list(still) and [i for b in fourth for i, _ in b] == list(range(50))
+
+
+def balanced(classes: list[int], **keys: Any) -> EpochBatches:
+    n, several = len(classes), np.array(classes)
+    return EpochBatches(n, **{"batch_size": 7, "seed": 0, "shuffle": True, **keys}, classes=several)
+
+
+def test_balanced_draws_every_class_equally_often():
+    draw = random.Random(0)
+    for _ in range(200):
+        n, kinds = draw.randrange(1, 60), draw.randrange(1, 6)
+        classes = [min(draw.randrange(kinds), draw.randrange(kinds)) for _ in range(n)]
+        sampler = balanced(classes, seed=draw.randrange(99))
+        sampler.epoch = draw.randrange(1, 9)
+        drawn = [pair for batch in sampler for pair in batch]
+        assert len(drawn) == n and len({seed for _, seed in drawn}) == n  # each its own views
+        of_class = Counter(classes[index] for index, _ in drawn)
+        assert max(of_class.values()) - min(of_class.values()) <= 1
+        assert set(of_class) == set(classes)
+        of_index = Counter(index for index, _ in drawn)
+        for c in of_class:
+            often = [of_index[i] for i in range(n) if classes[i] == c]
+            assert max(often) - min(often) <= 1
+
+
+def test_balanced_is_equal_on_several_processes_and_resumes():
+    classes = [0] * 40 + [1] * 5 + [2] * 2
+
+    def epoch(number: int, position: int = 0, rank: int = 0, ranks: int = 1) -> list:
+        sampler = balanced(classes, batch_size=8, rank=rank, ranks=ranks)
+        sampler.epoch, sampler.position = number, position
+        return list(sampler)
+
+    alone = epoch(2)
+    assert [a + b for a, b in zip(epoch(2, 0, 0, 2), epoch(2, 0, 1, 2), strict=True)] == alone
+    assert epoch(2, position=3) == alone[3:] and epoch(3) != alone
+    shown = {i for number in range(1, 40) for batch in epoch(number) for i, _ in batch}
+    assert shown == set(range(47))  # frequent classes take turns
+
+
+def test_a_draw_of_its_first_time_has_the_seed_it_has_without_balance():
+    plain, even = EpochBatches(9, batch_size=4, seed=5, shuffle=True), balanced([0] * 9, seed=5)
+    plain.epoch = even.epoch = 3
+    assert sorted(p for b in plain for p in b) == sorted(p for b in even for p in b)
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,11 @@ from vilmedic_ssl.losses import (
     blocks,
     byol,
     dino,
+    distillation,
+    label_entropy,
     moco_v3,
     nt_xent,
+    ordinal_entropy,
     sim_siam,
     vicreg,
 )
@@ -261,3 +264,99 @@ def test_small_temperatures_stay_finite(limit, monkeypatch):
         torch.isfinite(t).all()
         for t in value_and_gradients(lambda a, b: nt_xent(a, b, tau=1e-4), z, z)
     )
+
+
+@pytest.mark.parametrize("case", ["bin", "multi"])
+@pytest.mark.parametrize("temperature", [0.1, 0.5, 1.0, 4.0])
+def test_distillation_equals_the_simclr_code(case, temperature):
+    oracle = np.load(ORACLES / "seeds_distill.npz")
+    teacher = torch.tensor(oracle[f"{case}/teacher_logits"], dtype=torch.float64)
+    student = torch.tensor(oracle[f"{case}/student_logits"], dtype=torch.float64)
+    student.requires_grad_()
+    loss = distillation(student, teacher, temperature=temperature)
+    loss.backward()
+    key = f"{case}/T{temperature}"
+    for theirs in ("semisuper_loss", "google_colab_loss"):
+        assert float(loss.detach()) == pytest.approx(float(oracle[f"{key}/{theirs}"]), rel=1e-5)
+    grad = oracle[f"{key}/semisuper_grad_student"]
+    np.testing.assert_allclose(student.grad.numpy(), grad, atol=1e-6 * max(1, abs(grad).max()))
+
+
+@pytest.mark.parametrize("case", ["bin", "multi"])
+def test_without_a_teachers_share_it_is_cross_entropy(case):
+    oracle = np.load(ORACLES / "seeds_distill.npz")
+    student, teacher = (torch.tensor(oracle[f"{case}/{w}_logits"]) for w in ("student", "teacher"))
+    labels = torch.tensor(oracle[f"{case}/onehot"]).argmax(1)
+    expected = pytest.approx(float(oracle[f"{case}/supervised_loss"]), rel=1e-5)
+    keys = {"temperature": 3.0, "labels": labels, "alpha": 0.0}
+    assert float(distillation(student, teacher, **keys)) == expected
+    assert float(label_entropy(student, labels)) == expected
+
+
+def test_distillation_leaves_out_what_is_unlabelled():
+    student, teacher = rows(5, 3, seed=1), rows(5, 3, seed=2)
+    soft = distillation(student, teacher, temperature=2.0)
+    labels = torch.tensor([0, -1, 2, -1, 1])
+    found = distillation(student, teacher, temperature=2.0, labels=labels, alpha=0.25)
+    known = labels >= 0
+    assert float(found) == pytest.approx(
+        float(0.25 * soft + 0.75 * cross_entropy(student[known], labels[known]))
+    )
+    found = distillation(student, teacher, temperature=2.0, labels=labels * 0 - 1, alpha=0.25)
+    assert float(found) == pytest.approx(float(0.25 * soft))
+    with pytest.raises(UserError, match=r"alpha 0\.5 takes labels"):
+        distillation(student, teacher, temperature=1.0, alpha=0.5)
+
+
+def test_findings_are_distilled_one_by_one():
+    student, teacher, nan = rows(4, 2, seed=1), rows(4, 2, seed=2), float("nan")
+    soft = torch.nn.functional.binary_cross_entropy_with_logits(
+        student / 2, (teacher / 2).sigmoid()
+    )
+    assert float(distillation(student, teacher, temperature=2.0, findings=True)) == pytest.approx(
+        4 * float(soft)
+    )
+    labels = torch.tensor([[1, nan], [nan, nan], [0, 1], [nan, nan]], dtype=torch.float64)
+    found = distillation(student, teacher, temperature=2.0, labels=labels, alpha=0.5)
+    hard = label_entropy(student[[0, 2]], labels[[0, 2]])
+    assert float(found) == pytest.approx(0.5 * 4 * float(soft) + 0.5 * float(hard))
+
+
+def test_label_entropy_with_weights_and_smoothing():
+    logits, labels = rows(4, 3), torch.tensor([2, 0, -1, 1])
+    weights = torch.tensor([0.5, 1.0, 2.0])
+    each = cross_entropy(logits, labels.clamp_min(0), reduction="none", label_smoothing=0.2)
+    expected = (each * torch.tensor([2.0, 0.5, 0.0, 1.0])).sum() / 4
+    found = label_entropy(logits, labels, class_weights=weights, label_smoothing=0.2)
+    assert float(found) == pytest.approx(float(expected))
+    assert float(label_entropy(logits, labels)) == pytest.approx(
+        float(cross_entropy(logits, labels, ignore_index=-1)) * 3 / 4
+    )
+    findings = torch.tensor([[1.0, 0, float("nan")]] * 4, dtype=torch.float64)
+    p = logits.sigmoid()
+    smooth = 0.9 * findings[:, :2] + 0.05
+    terms = -(weights[:2] * smooth * p.log()[:, :2] + (1 - smooth) * (1 - p).log()[:, :2])
+    found = label_entropy(logits, findings, class_weights=weights, label_smoothing=0.1)
+    assert float(found) == pytest.approx(float(terms.mean()))
+
+
+def test_ordinal_entropy_is_that_of_its_questions():
+    logits, labels = rows(5, 3), torch.tensor([0, 1, 2, 3, -1])
+    p = logits.sigmoid()
+    above = torch.tensor([[0, 0, 0], [1, 0, 0], [1, 1, 0], [1, 1, 1.0]])
+    terms = -(above * p[:4].log() + (1 - above) * (1 - p[:4]).log()).sum(1)
+    assert float(ordinal_entropy(logits, labels)) == pytest.approx(float(terms.sum() / 5))
+    weights = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    found = ordinal_entropy(logits, labels, class_weights=weights)
+    assert float(found) == pytest.approx(float((terms * weights).sum() / 5))
+
+
+def test_ordinal_probabilities_are_differences():
+    from vilmedic_ssl.losses.labels import ordinal_logits
+
+    falling = rows(6, 4).sort(1, descending=True).values
+    above = torch.cat([torch.ones(6, 1), falling.sigmoid(), torch.zeros(6, 1)], dim=1)
+    torch.testing.assert_close(ordinal_logits(falling).exp(), above[:, :-1] - above[:, 1:])
+    out_of_order = ordinal_logits(torch.tensor([[-1.0, 2.0], [90.0, 90.0]]))
+    assert out_of_order.isfinite().all() and out_of_order.exp()[0, 1] < 1e-5
+    torch.testing.assert_close(out_of_order.exp().sum(1), torch.ones(2))

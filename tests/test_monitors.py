@@ -8,7 +8,7 @@ from methods import node_of
 from vilmedic_ssl import build
 from vilmedic_ssl.errors import ConfigError, UserError
 from vilmedic_ssl.executors import checkpoint, gradient_cache
-from vilmedic_ssl.executors.monitors import METRICS, Seen, check_pairs
+from vilmedic_ssl.executors.monitors import METRICS, Seen, check_pairs, check_scores
 from vilmedic_ssl.executors.online_probe import OnlineProbe
 from vilmedic_ssl.executors.run import read_log
 from vilmedic_ssl.experiment import load_config, train
@@ -23,11 +23,12 @@ def trained(tiny, name, *more):
 
 
 def test_no_monitor_changes_the_training(tiny, capsys):
-    every = f"validator.metrics=[{','.join(METRICS)}]"
+    names = [name for name, metric in METRICS.items() if not metric.scores]
+    every = f"validator.metrics=[{','.join(names)}]"
     watched, scores = trained(tiny, "watched", every)
     told = capsys.readouterr().err
     plain, _ = trained(tiny, "plain", "validator.metrics=null")
-    assert set(METRICS) <= set(scores) and "probe: a linear layer learns the labels" in told
+    assert set(names) <= set(scores) and "probe: a linear layer learns the labels" in told
     assert "probe:" not in capsys.readouterr().err and plain["probe"] is None
     for name, weight in plain["model"].items():
         assert torch.equal(watched["model"][name], weight), name
@@ -56,6 +57,29 @@ def test_several_findings_are_scored_by_auroc():
     scores = np.array([[2, 1], [0, 3], [1, 9], [-1, 0]], dtype=np.float32)
     seen = Seen(np.eye(4), np.eye(4), np.eye(4), labels, scores)
     assert METRICS["probe"].score(seen) == 1.0
+
+
+def test_the_models_own_scores_are_measured():
+    rows, own = np.eye(4), ("accuracy", "balanced_accuracy", "auroc")
+    scores = np.array([[0.6, 0.3, 0.1], [0.5, 0.4, 0.1], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]])
+    seen = Seen(rows, rows, rows, np.array([0, 1, 1, -1]), scores=scores)  # the last is unknown
+    found = {name: METRICS[name].score(seen) for name in own}
+    assert found == pytest.approx({"accuracy": 2 / 3, "balanced_accuracy": 0.75, "auroc": 1.0})
+    labels = np.array([[1, 0], [0, 1], [1, np.nan], [0, 0]], dtype=np.float32)
+    seen = Seen(rows, rows, rows, labels, scores=scores[:, :2])
+    found = {name: METRICS[name].score(seen) for name in own}
+    expected = {"accuracy": (3 / 4 + 2 / 3) / 2, "balanced_accuracy": 0.625, "auroc": 0.75}
+    assert found == pytest.approx(expected)
+    seen.labels[:, 1] = 0  # of a finding that never is there, only the accuracy is defined
+    found = {name: METRICS[name].score(seen) for name in own}
+    expected = {"accuracy": 0.75, "balanced_accuracy": 0.75, "auroc": 0.5}
+    assert found == pytest.approx(expected)
+
+
+def test_scores_of_a_model_without_any_are_one_sentence(tiny):
+    check_scores(["accuracy"], classifies=True)
+    with pytest.raises(ConfigError, match="accuracy reads the model's own class scores"):
+        trained(tiny, "none", "validator.metrics=[knn,accuracy]")
 
 
 def test_pairs_need_two_views():

@@ -13,7 +13,7 @@ from vilmedic_ssl import build
 from vilmedic_ssl.errors import ConfigError, Interrupted
 from vilmedic_ssl.executors import checkpoint
 from vilmedic_ssl.executors.lars import LARS
-from vilmedic_ssl.executors.optim import Pace, build_optimizer, parameter_groups
+from vilmedic_ssl.executors.optim import Pace, build_optimizer, optimizer_of, parameter_groups
 from vilmedic_ssl.executors.schedules import (
     Clock,
     best_of,
@@ -61,13 +61,7 @@ def settings(**changes):
 def paced(model=None, **changes):
     """The pace of an optimizer over `model`, as the trainor makes them."""
     keys = settings(**changes)
-    optimizer = build_optimizer(
-        model or Net(),
-        keys.optimizer,
-        keys.optim_params,
-        scale=keys.lr_scale,
-        lr_biases=keys.lr_biases,
-    )
+    optimizer = optimizer_of(model or Net(), keys)
     return Pace(optimizer, keys)
 
 

@@ -15,6 +15,7 @@ from vilmedic_ssl.post_processing import knn as knn_module
 from vilmedic_ssl.post_processing import linear_probe as probe_module
 from vilmedic_ssl.post_processing import plot_representation as plot_module
 from vilmedic_ssl.post_processing._compare import compare
+from vilmedic_ssl.post_processing._scores import held_out
 from vilmedic_ssl.post_processing.save_representation import save_representation
 from vilmedic_ssl.registry import protos
 from vilmedic_ssl.schema import schema
@@ -116,14 +117,12 @@ def test_without_validate_a_fifth_of_the_patients_chooses(tmp_path, capfd):
     found = dict(probe(features, tmp_path, draws=20))
     assert found["test/linear_probe/accuracy"][0] > 0.7
     assert "no validate split" in capfd.readouterr().err
-    train = features.get("train")
-    held = probe_module.held_out(train, seed=0)
-    patients = np.array(train.patients)
+    patients = np.array(features.get("train").patients)
+    held = held_out(patients, seed=0)
     assert not set(patients[held]) & set(patients[~held])
     assert held.sum() == 24
-    train.patients = ["one"] * 120
     with pytest.raises(UserError, match="single patient"):
-        probe_module.held_out(train, seed=0)
+        held_out(["one"] * 120, seed=0)
 
 
 def test_a_finding_with_one_class_is_left_out_and_said(tmp_path, capfd):

@@ -21,6 +21,8 @@ sections of a config (keys: `docs/configuration.md`, or the signature named here
   validator   scores while training        vilmedic_ssl.executors.settings.ValidatorSettings
   ensemblor   scores and plug-ins          vilmedic_ssl.executors.settings.EnsemblorSettings
   audit       what stops bad data          vilmedic_ssl.executors.settings.AuditSettings
+  budget      labels that may be used      vilmedic_ssl.data.budget.Budget
+  sweep       what varies over trainings   vilmedic_ssl.executors.sweep_settings.SweepSettings
               post_processing plug-ins     vilmedic_ssl/post_processing/
 
 overrides are read as YAML: trainor.batch_size=64 ensemblor.splits=[train,test]
@@ -86,6 +88,30 @@ def _split_options(made: argparse.ArgumentParser) -> None:
     made.add_argument("--overwrite", action="store_true", help="replace another division")
 
 
+def _select(options: argparse.Namespace) -> None:
+    from vilmedic_ssl.experiment import load_config
+    from vilmedic_ssl.experiment.select_verb import select
+
+    words = {name: vars(options)[name] for name in ("score", "add", "out", "labelled")}
+    select(load_config(options.config, options.overrides), **words)
+
+
+def _select_options(made: argparse.ArgumentParser) -> None:
+    made.add_argument(
+        "--score",
+        choices=("entropy", "disagreement"),
+        required=True,
+        help="entropy of the class scores, or variance between six views of an image",
+    )
+    made.add_argument("--add", type=int, required=True, metavar="N", help="images to pick")
+    made.add_argument(
+        "--labelled", metavar="FILE", help="ids that have labels (default: those of the budget)"
+    )
+    made.add_argument(
+        "--out", required=True, metavar="FILE", help="the list with N more; scores go to FILE.csv"
+    )
+
+
 def _preview(options: argparse.Namespace) -> None:
     from vilmedic_ssl.experiment import load_config
     from vilmedic_ssl.experiment.preview import preview
@@ -98,6 +124,59 @@ def _preview_options(made: argparse.ArgumentParser) -> None:
     made.add_argument("--images", type=int, default=6, metavar="N", help="how many (default: 6)")
     made.add_argument(
         "--out", default="preview.png", metavar="FILE.png", help="default: preview.png"
+    )
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    from vilmedic_ssl.experiment.sweep_verb import sweep
+
+    sweep(options.config, options.overrides)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from vilmedic_ssl.experiment.compare_verb import compare
+
+    compare(options.runs, out=options.out)
+
+
+def _compare_options(made: argparse.ArgumentParser) -> None:
+    made.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or folders of sweeps")
+    made.add_argument(
+        "--out", default="compare", metavar="DIR", help="for table and picture (default: compare)"
+    )
+
+
+def _explain(options: argparse.Namespace) -> None:
+    from vilmedic_ssl.experiment.explain_verb import explain
+
+    keys = {key: value for key, value in vars(options).items() if key not in ("verb", "run")}
+    keys["plugins"] = options.plugins.split(",") if options.plugins else []
+    console.result(str(explain(**keys)))
+
+
+def _explain_options(made: argparse.ArgumentParser) -> None:
+    made.add_argument("image", metavar="IMAGE")
+    made.add_argument(
+        "--weights",
+        required=True,
+        metavar="FILE_OR_RUN",
+        help="run folder, checkpoint, or a file of weights with a classifier, of --backbone",
+    )
+    made.add_argument("--backbone", metavar="NAME", help="timm network of foreign weights")
+    made.add_argument("--size", type=int, metavar="PIXELS", help="side of their images")
+    made.add_argument("--classes", metavar="NAME,NAME", help="names of the logits, in their order")
+    made.add_argument(
+        "--class", dest="wanted", metavar="NAME|N", help="default: that of the highest logit"
+    )
+    made.add_argument("--method", choices=("grad_cam", "occlusion"), default="grad_cam")
+    made.add_argument("--layer", help="part of the encoder, for grad_cam (default: the last)")
+    made.add_argument(
+        "--square", type=int, metavar="PIXELS", help="what covers, for occlusion (default: 1/8)"
+    )
+    made.add_argument("--beside", choices=("random",), help="also the network before training")
+    made.add_argument("--plugins", metavar="MODULE[,MODULE]", help="modules with further protos")
+    made.add_argument(
+        "--out", default="explain.png", metavar="FILE.png", help="default: explain.png"
     )
 
 
@@ -151,7 +230,9 @@ def parser() -> argparse.ArgumentParser:
             "score and plot trained checkpoints, write results.json and report.html",
         ),
         ("split", _split, "divide the data anew, by patient, and write the division to a file"),
+        ("select", _select, "pick the training images whose labels would teach most"),
         ("preview", _preview, "draw the views that training will see, as one picture"),
+        ("sweep", _sweep, "train or measure many times, with keys that vary; space={key: ...}"),
     ):
         made = verb(name, run, told)
         made.add_argument(
@@ -165,8 +246,18 @@ def parser() -> argparse.ArgumentParser:
             _split_options(made)
         if name == "preview":
             _preview_options(made)
+        if name == "select":
+            _select_options(made)
     told = "look for leaks between splits, spoilt images, repeated texts and shortcuts"
     _audit_options(verb("audit", _audit, told))
+    told = "put many runs in one table: what differs, scores, results, curves"
+    made = verb("compare", _compare, told)
+    _compare_options(made)
+    made.epilog = None
+    told = "draw what in an image speaks for a class, from any file of weights"
+    made = verb("explain", _explain, told)
+    _explain_options(made)
+    made.epilog = None
     made = verb("download", _download, "fetch or make data sets; without a name, list them")
     made.add_argument(
         "names", nargs="?", metavar="NAME[,NAME]", help="data sets, separated by commas"

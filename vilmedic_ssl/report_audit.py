@@ -6,13 +6,22 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vilmedic_ssl.report import _findings, _grid, _page, _section, _table
+from vilmedic_ssl.report_html import (
+    _count,
+    _folded,
+    _grid,
+    _list,
+    _page,
+    _section,
+    _table,
+)
 
 if TYPE_CHECKING:
     from vilmedic_ssl.data.auditing.findings import Finding
 
+SHOWN = 50  # rows or patients of a finding on a page; audit.json has all of them
 SIDE, GAP = 32, 4  # pixels of a thumbnail and between two
 CARE = (
     "This page names files and patients and may show small pictures: share it only as you may "
@@ -45,6 +54,21 @@ def write_audit(
     page = _page(title, sections)
     path.write_text(page, encoding="utf-8", errors="backslashreplace")  # names that are not UTF-8
     return path
+
+
+def _findings(findings: Sequence[Mapping[str, Any]]) -> str:
+    """One line per finding, its cases folded below; the first rows and patients by name."""
+    rows = []
+    for item in findings:
+        head = f"<b>{escape(item['kind'])}</b><small>{escape(item['severity'])}</small>"
+        words = f"<div>{escape(item['message'])}</div>"
+        for name in ("examples", "patients", "rows"):
+            shown = [escape(str(value)) for value in item[name][:SHOWN]]
+            shown += [f"and {len(item[name]) - SHOWN:,} more"] if len(item[name]) > SHOWN else []
+            words += _folded(_count(item[name], name.removesuffix("s")), _list(shown)) * bool(shown)
+        alarm = ' class="alarm"' if item["severity"] == "leak" else ""
+        rows.append([f"<div{alarm}>{head}</div>", words])
+    return _table(["", ""], rows) if rows else ""
 
 
 def _png(pair: tuple[bytes, bytes]) -> bytes:

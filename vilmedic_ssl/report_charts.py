@@ -34,21 +34,20 @@ def forest(rows: Sequence[tuple[str, Mapping[str, Triple | None]]]) -> bytes | N
     figure = _canvas(height=1.0 + 0.8 * len(rows))
     plot = figure.add_subplot()
     looks = [("o", MODEL), ("s", SECOND), ("D", GREY)]
-    series = list(rows[0][1])
+    series, told = list(rows[0][1]), set()
     for r, (_, triples) in enumerate(rows):
         if r % 2 == 0:
             plot.axhspan(r - 0.5, r + 0.5, color="#f3f5f7", zorder=0)
-        for s, name in enumerate(series):
-            triple = triples.get(name)
-            if triple is None:
-                continue
-            value, low, high = triple
+        there = [name for name in series if triples.get(name)]
+        for place, name in enumerate(there):
+            value, low, high = triples[name]  # type: ignore[misc]
+            s = series.index(name)
             marker, colour = looks[s % len(looks)]
-            y = r + 0.24 * (s - (len(series) - 1) / 2)
+            y = r + 0.24 * (place - (len(there) - 1) / 2)
             plot.plot([low, high], [y, y], color=colour, lw=2.5, solid_capstyle="round")
-            plot.plot(
-                value, y, marker, color=colour, ms=8, mec="white", label=name if r == 0 else None
-            )
+            label = None if name in told else name
+            told.add(name)
+            plot.plot(value, y, marker, color=colour, ms=8, mec="white", label=label)
             plot.annotate(
                 f"{value:.2f}",
                 (high, y),

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vilmedic_ssl.data.augmentations import OWN
+from vilmedic_ssl.data.augmentations import OWN, CenterCropShare, CropToAspect
 from vilmedic_ssl.data.kernels import Chain, quick
 from vilmedic_ssl.errors import ConfigError
 from vilmedic_ssl.registry import closest
@@ -111,6 +111,24 @@ def named(items: list[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         name, arguments = (item, {}) if isinstance(item, str) else _single(item, "transforms")
         yield name, arguments
         yield from named(arguments.get("transforms") or [])
+
+
+def placed(items: list[Any], mask_HW: Tensor) -> Tensor:
+    """A mask (H, W) bool moved and cut as a deterministic list moves and cuts pictures; what it
+    does to their brightness is left out.
+    """
+    from torchvision.transforms import v2
+    from torchvision.tv_tensors import Mask
+
+    for item in items:
+        name, arguments = (item, {}) if isinstance(item, str) else _single(item, "transforms")
+        if name == "Compose":
+            mask_HW = placed(arguments["transforms"], mask_HW)
+            continue
+        step = _one(item, "transforms")
+        if isinstance(step, v2.Transform | CenterCropShare | CropToAspect):
+            mask_HW = step(Mask(mask_HW[None]))[0].as_subclass(Tensor)
+    return mask_HW
 
 
 def is_random(items: list[Any]) -> bool:

@@ -95,6 +95,7 @@ class Images:
             return store.on_disk(self._packed, len(self), folder, limit=limit, workers=workers)
 
         made_of = [store.FORMAT, self.transform.resize, self.mode, self.content()]
+        made_of += [list(self.transform.before)] if self.transform.before else []
         folder = cache_folder() / "images" / digest(made_of)
         fits = dist.on_main(lambda: make() is not None)
         return make() if fits else None  # opens it; on a machine with a disk of its own, makes it

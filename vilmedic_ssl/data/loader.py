@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
@@ -60,6 +61,31 @@ def share(batch: list[int], rank: int, ranks: int) -> list[int]:
     return batch[begin : begin + base + (rank < extra)]
 
 
+def balanced_order(classes: np.ndarray, generator: torch.Generator) -> list[int]:
+    """As many draws as there are samples, in random order, every class equally often up to one.
+
+    Inside a class no sample is drawn once more before all others were: rare classes repeat theirs,
+    of frequent ones another part comes in each epoch.
+
+    Args:
+        classes: (N,) integers from 0.
+
+    Returns:
+        N numbers, sample + N * times it was drawn before.
+    """
+    n = len(classes)
+    members = [torch.from_numpy(np.flatnonzero(classes == c)) for c in np.unique(classes)]
+    more = set(torch.randperm(len(members), generator=generator)[: n % len(members)].tolist())
+    drawn = []
+    for k, rows in enumerate(members):
+        quota = n // len(members) + (k in more)
+        rounds = range(-(-quota // len(rows)))
+        each = [rows[torch.randperm(len(rows), generator=generator)] + n * r for r in rounds]
+        drawn.append(torch.cat(each)[:quota])
+    order = torch.cat(drawn)
+    return order[torch.randperm(n, generator=generator)].tolist()
+
+
 class EpochBatches(Sampler[list[tuple[int, int]]]):
     """Batches of (index, sample seed) for one rank, from any position of any epoch.
 
@@ -68,6 +94,8 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         batch_size: global batch over all ranks.
         shuffle: a new order per epoch; False, for evaluation, keeps the order and the seeds of
             epoch 0 and makes the batches equal in size.
+        classes: the class of each sample, from 0; then each epoch draws `n` times, every class
+            equally often.
     """
 
     def __init__(
@@ -80,18 +108,25 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         drop_last: bool = False,
         rank: int = 0,
         ranks: int = 1,
+        classes: np.ndarray | None = None,
     ):
+        self.classes = classes
         self.n, self.batch_size, self.seed, self.shuffle = n, batch_size, seed, shuffle
         self.drop_last, self.rank, self.ranks = drop_last, rank, ranks
         self.epoch, self.position = 0, 0
 
     def batches(self, epoch: int) -> list[list[int]]:
-        """The global batches of an epoch, as sample numbers."""
+        """The global batches of an epoch, as draws: sample number + n * times it was drawn before,
+        which gives each draw a seed of its own.
+        """
         order = list(range(self.n))
         if not self.shuffle:
             return even_batches(order, self.batch_size, ranks=self.ranks)
         generator = torch.Generator().manual_seed(sample_seed(self.seed, epoch, -1))
-        order = torch.randperm(self.n, generator=generator).tolist()
+        if self.classes is None:
+            order = torch.randperm(self.n, generator=generator).tolist()
+        else:
+            order = balanced_order(self.classes, generator)
         return batches_of(order, self.batch_size, ranks=self.ranks, drop_last=self.drop_last)
 
     def __len__(self) -> int:
@@ -102,7 +137,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         epoch = self.epoch if self.shuffle else 0
         for batch in self.batches(epoch)[self.position :]:
             part = share(batch, self.rank, self.ranks)
-            yield [(index, sample_seed(self.seed, epoch, index)) for index in part]
+            yield [(draw % self.n, sample_seed(self.seed, epoch, draw)) for draw in part]
 
 
 class Loader:

@@ -13,7 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vilmedic_ssl.data.compose import compose, is_random, refuse_failing
+from vilmedic_ssl.data.compose import compose, is_random, placed, refuse_failing
+from vilmedic_ssl.data.kernels import Chain
 from vilmedic_ssl.data.presets import preset, sides
 from vilmedic_ssl.errors import ConfigError
 
@@ -25,6 +26,8 @@ class Transform:
     """From a file to the tensor a model sees.
 
     Attributes:
+        before: list of deterministic transforms of the whole picture, before `resize`; what they
+            make is what is kept in memory or cache.
         resize: short side after reading, pixels (or [height, width]).
         crop: side of what the network sees, pixels (or [height, width]).
         train: preset name or list of transforms; null = resize, random crop, horizontal flip.
@@ -47,6 +50,7 @@ class Transform:
             room, and where that is not enough images are decoded each time.
     """
 
+    before: list[Any] = ()  # type: ignore[assignment]
     resize: int | list[int] = 256
     crop: int | list[int] = 224
     train: str | list[Any] | None = None
@@ -143,12 +147,23 @@ class Pipeline:
         self.local_views = transform.local_views if random else 0
         _refuse_contradictions(transform, where)
         blank = torch.zeros(len(IMAGENET[channels][0]), *sides(transform.resize))
+        self.before = list(transform.before)
+        if is_random(self.before):
+            raise ConfigError(
+                f"{where}.before: what is kept must be deterministic; put random transforms into "
+                f"{where}.train"
+            )
+        whole = compose(self.before, f"{where}.before")
+        refuse_failing(whole, self.before, blank, f"{where}.before")
+        lists = lists_of(transform, where)
         made = {}  # all of them, so that a mistake in one is not found after days of training
-        for key, items in lists_of(transform, where).items():
+        for key, items in lists.items():
             made[key] = compose(items, f"{where}.{key}")
             refuse_failing(made[key], items, blank, f"{where}.{key}")
-        self.first = v2.Resize(transform.resize, antialias=True)
+        self.resize = v2.Resize(transform.resize, antialias=True)
+        self.first = Chain([whole, self.resize])
         self.evaluation, self.local = made["evaluate"], made.get("local")
+        self.geometry = lists["evaluate"]
         self.drawn_by = [made["train"]] * transform.views
         if "second" in made:
             self.drawn_by[1] = made["second"]
@@ -166,6 +181,13 @@ class Pipeline:
     def prepare(self, image_CHW: Tensor) -> Tensor:
         """The part without randomness, worth keeping."""
         return self.first(image_CHW)
+
+    def mask(self, mask_HW: Tensor) -> Tensor:
+        """(H, W) bool over a decoded image -> (h, w) bool over its evaluation view."""
+        from torchvision.tv_tensors import Mask
+
+        whole_HW = placed(self.before, mask_HW)
+        return placed(self.geometry, self.resize(Mask(whole_HW[None]))[0].as_subclass(Tensor))
 
     def __call__(self, image_CHW: Tensor, seed: int) -> Tensor:
         """`images` of a sample alone."""

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from vilmedic_ssl.errors import UserError
+from vilmedic_ssl.errors import ConfigError, UserError
+from vilmedic_ssl.registry import find as find_proto
 
 FORMAT = 1
 OF_A_RUN = {
@@ -128,6 +129,22 @@ def read_run(path: Path) -> dict[str, Any]:
             "training wrote"
         )
     return content
+
+
+def labels_of(content: dict[str, Any]) -> torch.Tensor:
+    """Members of the images whose labels the weights of a run have learned from, (N,) int64; of
+    checkpoints that do not tell, all they were trained on if their model takes labels.
+    """
+    told: torch.Tensor | None = content.get("labels_of")
+    if told is not None:
+        return told
+    try:
+        model: Any = find_proto(content["config"]["model"]["proto"], folder="models")
+    except (ConfigError, KeyError):  # of a plug-in that is not loaded
+        model = None
+    by_labels = getattr(model, "classifies", True) or "labels" in model.takes
+    trained_on: torch.Tensor = content["trained_on"]
+    return trained_on if by_labels else trained_on[:0]
 
 
 def name_of(score: float, epoch: int, seed: int) -> str:

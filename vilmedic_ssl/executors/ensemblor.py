@@ -118,19 +118,23 @@ def run_plugins(settings: EnsemblorSettings, features: Features, out: Path) -> O
 
 
 def headline(results: dict[str, float]) -> str:
-    """The scores of judged encoders beside their reference rows, with intervals; "" for none."""
-    references = ("", "random_init/", "pixels/")
+    """The scores of classifiers and of judged encoders, beside their reference rows where there are
+    any, with intervals; "" for none.
+    """
+    references = {"model": "", "random init": "random_init/", "raw pixels": "pixels/"}
     rows = []
     for name in results:
         split, _, rest = name.partition("/")
         plugin, _, metric = rest.partition("/")
         if metric not in ("accuracy", "auroc") or split == "validate":
             continue
-        cells = [
-            _cell(results, f"{split}/{plugin}/{reference}{metric}") for reference in references
-        ]
-        rows.append((f"{split} {plugin} {metric}", *cells))
-    return console.table(("score", "model", "random init", "raw pixels"), rows) if rows else ""
+        names = [f"{split}/{plugin}/{reference}{metric}" for reference in references.values()]
+        rows.append((f"{split} {plugin} {metric}", *(_cell(results, name) for name in names)))
+    if not rows:
+        return ""
+    header = ("score", *references)
+    filled = [i for i in range(len(header)) if i < 2 or any(row[i] for row in rows)]
+    return console.table([header[i] for i in filled], [[row[i] for i in filled] for row in rows])
 
 
 def _cell(results: dict[str, float], name: str) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,8 +14,9 @@ import torch.nn.functional as F
 
 from vilmedic_ssl import console
 from vilmedic_ssl.data.datasets.base import MedicalDataset
+from vilmedic_ssl.data.images import ImageFiles, Images
 from vilmedic_ssl.data.loader import EpochBatches, Loader
-from vilmedic_ssl.errors import MissingSplit
+from vilmedic_ssl.errors import MissingSplit, UserError
 from vilmedic_ssl.executors.validator import to_device
 from vilmedic_ssl.models.base import PretrainingModel
 
@@ -27,8 +30,10 @@ class SplitFeatures:
 
     Attributes:
         name: the split.
-        rows: per key (N, D) float32: encoder = before the projection, visual = after it.
-        labels: (N,) int64, or (N, C) float32 in {0, 1, nan = unknown}; None without labels.
+        rows: per key (N, D) float32: encoder = before the projection, visual = after it, and of
+            models that classify scores = the probability of each class, (N, C).
+        labels: (N,) int64, -1 = unlabelled, or (N, C) float32 in {0, 1, nan = unknown}; None
+            without labels.
         label_names: class names, in label order.
         ids: sample names.
         patients: group per sample; None = every sample its own.
@@ -48,10 +53,13 @@ class Features:
     Args:
         make_dataset: dataset for a split in the evaluation view.
         models: the checkpoints' models; embeddings, whose axes differ from run to run, are
-            normalised and concatenated.
+            normalised and concatenated; class scores are averaged.
         untrained: makes the same network with fresh weights.
         splits: the splits asked for in `ensemblor.splits`.
         tag: names the checkpoints in file names, for example best-1_0.
+
+    Attributes:
+        memory: what a plug-in computed from the features and another may ask for again, by name.
     """
 
     def __init__(
@@ -72,6 +80,7 @@ class Features:
         self._batch_size, self._workers, self._device = batch_size, workers, device
         self._datasets: dict[str, MedicalDataset] = {}
         self._kept: dict[tuple[str, Source], SplitFeatures] = {}
+        self.memory: dict[str, Any] = {}
 
     def has(self, split: str) -> bool:
         """True when the data has such a split."""
@@ -104,16 +113,11 @@ class Features:
     def _extract(self, split: str, source: Source) -> None:
         dataset = self.dataset(split)
         models = [self._untrained()] if source == "random_init" else self._models
-        loader = self._loader(dataset)
         parts: list[dict[str, torch.Tensor]] = []
-        bar = console.Bar(len(loader), desc=f"{split}, {source}", unit="batch")
-        for batch in loader.epoch(0):
-            images = to_device(batch, self._device)["images"]
+        for batch in self.batches(split, source):
+            images = batch["images"]
             with torch.no_grad():
                 parts.append(_pixels(images) if source == "pixels" else self._embed(models, images))
-            bar.advance()
-        bar.close()
-        loader.close()
         rows = {key: torch.cat([part[key] for part in parts]).numpy() for key in parts[0]}
         if source == "random_init":
             rows = {"encoder": rows["encoder"]}
@@ -126,17 +130,40 @@ class Features:
             dataset.patients,
         )
 
+    def batches(self, split: str, told: str) -> Iterator[dict[str, Any]]:
+        """A split in its evaluation view, on the device, in order, with a progress bar that says
+        `told`.
+        """
+        loader = self._loader(self.dataset(split))
+        bar = console.Bar(len(loader), desc=f"{split}, {told}", unit="batch")
+        for batch in loader.epoch(0):
+            yield to_device(batch, self._device)
+            bar.advance()
+        bar.close()
+        loader.close()
+
+    def embed(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """(B, C, H, W) on the device -> what `get` has as rows, on the CPU."""
+        with torch.no_grad():
+            return self._embed(self._models, images)
+
     def _embed(
         self, models: list[PretrainingModel], images: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """One model's embeddings as they are; several models' normalised and side by side."""
+        """One model's embeddings as they are; several models' normalised and side by side, their
+        class scores averaged.
+        """
         outs = [model.encode(images) for model in models]
         if len(outs) == 1:
             return {key: value.float().cpu() for key, value in outs[0].items()}
-        return {
-            k: torch.cat([F.normalize(out[k].float()) for out in outs], dim=1).cpu()
-            for k in outs[0]
-        }
+        joined = {}
+        for key in outs[0]:
+            values = [out[key].float() for out in outs]
+            if key == "scores":
+                joined[key] = torch.stack(values).mean(dim=0).cpu()
+            else:
+                joined[key] = torch.cat([F.normalize(value) for value in values], dim=1).cpu()
+        return joined
 
     def _loader(self, dataset: MedicalDataset) -> Loader:
         sampler = EpochBatches(len(dataset), batch_size=self._batch_size, seed=0, shuffle=False)
@@ -148,10 +175,41 @@ class Features:
         """The checkpoints' models in eval mode, best first."""
         return list(self._models)
 
+    def untrained(self) -> PretrainingModel:
+        """The same network with fresh weights, in eval mode; each call gives the same ones."""
+        return self._untrained()
+
+    def of_best(self) -> Features:
+        """Features of the best checkpoint alone, for plug-ins that look into one network."""
+        if len(self._models) == 1:
+            return self
+        best = copy.copy(self)
+        best._models, best.memory = self._models[:1], {}
+        best._kept = {key: kept for key, kept in self._kept.items() if key[1] != "model"}
+        return best
+
     def inputs(self, split: str, indices: list[int]) -> torch.Tensor:
         """Evaluation views of samples as the network sees them, (B, C, H, W), on its device."""
         items = [self.dataset(split)[index]["images"] for index in indices]
         return torch.stack(items).to(self._device)
+
+    def of_file(self, path: Path) -> dict[str, np.ndarray]:
+        """The model's features of an image file, read and resized as the data's images are: per key
+        (1, D) float32.
+
+        Raises:
+            UserError: no such file, unreadable, or no dataset of image files.
+        """
+        files = getattr(self.dataset(self.splits[0]), "files", None)
+        if not isinstance(files, Images):
+            raise UserError(f"{path}: this dataset does not say how an image file is read")
+        if not path.is_file():
+            raise UserError(f"{path}: there is no such image; write the path of one")
+        transform = replace(files.transform, channels=files.mode)
+        image = ImageFiles([path], transform, augment=False).view(0, 0)
+        with torch.no_grad():
+            rows = self._embed(self._models, image[None].to(self._device))
+        return {key: value.numpy() for key, value in rows.items()}
 
     def images(self, split: str, indices: list[int]) -> list[np.ndarray]:
         """uint8 pictures (H, W) or (H, W, 3) of samples as the network sees them, before

@@ -28,6 +28,7 @@ class Seen:
         first, second: (N, P) of both views, after it; with one view they are the same.
         labels: (N,) int64 or (N, C) float32 in {0, 1, nan}; None without labels.
         probe: (N, C) scores of the online probe on `encoder`; None without one.
+        scores: (N, C) class probabilities that the model gives; None where it gives none.
     """
 
     encoder: np.ndarray
@@ -35,6 +36,7 @@ class Seen:
     second: np.ndarray
     labels: np.ndarray | None = None
     probe: np.ndarray | None = None
+    scores: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Metric:
     lower_is_better: bool = False
     pairs: bool = False
     labels: bool = False
+    scores: bool = False
 
 
 def _knn(seen: Seen) -> float:
@@ -68,6 +71,35 @@ def _probe(seen: Seen) -> float:
     return metrics.macro(np.array(list(each)))
 
 
+def _decided(right: Callable[..., float], *, both: bool = False) -> Metric:
+    """A metric of what the model's own scores decide: the likeliest class; or of each finding
+    whether its probability is above 0.5, then the mean over findings.
+
+    Args:
+        both: findings that are always or never present are left out of the mean.
+    """
+
+    def score(seen: Seen) -> float:
+        assert seen.labels is not None and seen.scores is not None
+        if seen.labels.ndim == 1:
+            return right(seen.labels, seen.scores.argmax(1))
+        hard_NC = (seen.scores > 0.5).astype(np.float64)
+        value_C = metrics.columns(right, seen.labels, hard_NC)
+        of_one_C = np.isnan(metrics.columns(metrics.auroc, seen.labels, hard_NC))
+        return metrics.macro(np.where(both & of_one_C, np.nan, value_C))
+
+    return Metric(score, labels=True, scores=True)
+
+
+def _auroc(seen: Seen) -> float:
+    """Mean over findings, or over classes against the rest, of the AUROC of the model's scores."""
+    assert seen.labels is not None and seen.scores is not None
+    hot = seen.labels
+    if hot.ndim == 1:
+        hot = metrics.one_hot(hot, seen.scores.shape[1])
+    return metrics.macro(metrics.columns(metrics.auroc, hot, seen.scores))
+
+
 def _found(name: str) -> Callable[[Seen], float]:
     return lambda seen: metrics.contrastive_accuracy(seen.first, seen.second)[name]
 
@@ -75,6 +107,9 @@ def _found(name: str) -> Callable[[Seen], float]:
 METRICS = {
     "knn": Metric(_knn, labels=True),
     "probe": Metric(_probe, labels=True),
+    "accuracy": _decided(metrics.accuracy),
+    "balanced_accuracy": _decided(metrics.balanced_accuracy, both=True),
+    "auroc": Metric(_auroc, labels=True, scores=True),
     "top1": Metric(_found("between/top1"), pairs=True),
     "top5": Metric(_found("between/top5"), pairs=True),
     "mean_rank": Metric(_found("between/mean_rank"), lower_is_better=True, pairs=True),
@@ -119,4 +154,16 @@ def check_pairs(names: list[str], views: int) -> None:
             raise ConfigError(
                 f"validator.metrics: {name} compares two views and this method has one; take it "
                 "out, effective_rank and feature_std need no second"
+            )
+
+
+def check_scores(names: list[str], *, classifies: bool) -> None:
+    """Raises:
+    ConfigError: a metric reads class scores, and the model gives none.
+    """
+    for name in names:
+        if METRICS[name].scores and not classifies:
+            raise ConfigError(
+                f"validator.metrics: {name} reads the model's own class scores, and this one gives "
+                "none; take it out, probe and knn judge its features by the labels"
             )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,37 +14,75 @@ from vilmedic_ssl.executors.lars import LARS
 from vilmedic_ssl.executors.schedules import cosine_between
 from vilmedic_ssl.executors.settings import TrainorSettings
 from vilmedic_ssl.models.base import PretrainingModel
+from vilmedic_ssl.nets.freezing import matching
 from vilmedic_ssl.registry import closest
 
 
-def parameter_groups(model: PretrainingModel, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: PretrainingModel,
+    weight_decay: float,
+    *,
+    layer_decay: float | None = None,
+    lr_scales: Mapping[str, float] | None = None,
+) -> list[dict[str, Any]]:
     """The learnable parameters in up to four groups: weights, biases and norms, and the same two
     with a fixed rate. Empty groups are left out.
 
     Biases and norms are the parameters with one axis and the names of `model.no_decay()`: no
         decay, and no layer-wise rate.
     A fixed rate have the names of `model.fixed_rate()`: no schedule moves it.
+    With `layer_decay` or `lr_scales` there are as many groups as factors, which each group has as
+        `factor`; those nearest to 1 come first.
 
     Raises:
-        ConfigError: the model lists a name that none of its parameters has.
+        ConfigError: the model lists a name, or there is a pattern, that none of its parameters has;
+            `layer_decay` for an encoder whose blocks are not known.
     """
     listed, fixed = _listed(model, "no_decay"), _listed(model, "fixed_rate")
-    found: dict[tuple[bool, bool], list[torch.Tensor]] = {}
+    factors = _factors(model, layer_decay, lr_scales or {})
+    found: dict[tuple[bool, bool, float], list[torch.Tensor]] = {}
     for name, p in model.named_parameters():
         if p.requires_grad:
             plain = p.ndim <= 1 or name in listed
-            found.setdefault((name in fixed, plain), []).append(p)
+            found.setdefault((name in fixed, plain, factors.get(name, 1.0)), []).append(p)
     return [
         {
-            "name": "fixed rate " * is_fixed + ("biases and norms" if plain else "weights"),
+            "name": "fixed rate " * is_fixed
+            + ("biases and norms" if plain else "weights")
+            + (f" x {factor:.4g}" if factor != 1 else ""),
             "params": params,
             "weight_decay": 0.0 if plain else weight_decay,
             "adapt": not plain,
             "decays": not plain,
             "fixed_rate": is_fixed,
+            **({"factor": factor} if factors else {}),
         }
-        for (is_fixed, plain), params in sorted(found.items())
+        for (is_fixed, plain, factor), params in sorted(
+            found.items(), key=lambda item: (*item[0][:2], abs(math.log(item[0][2])))
+        )
     ]
+
+
+def _factors(
+    model: PretrainingModel, layer_decay: float | None, lr_scales: Mapping[str, float]
+) -> dict[str, float]:
+    """What the rate of each parameter is multiplied by; empty when nothing is asked for."""
+    if layer_decay is None and not lr_scales:
+        return {}
+    factors = {name: 1.0 for name, _ in model.named_parameters()}
+    if layer_decay is not None:
+        parts = model.parts()
+        if not parts:
+            raise ConfigError(
+                "trainor.layer_decay: the blocks of this encoder are not known; leave it out, or "
+                "name factors in trainor.lr_scales"
+            )
+        for distance, part in enumerate(reversed(parts), start=1):
+            factors |= {name: layer_decay**distance for name in part.parameters}
+    for pattern, factor in lr_scales.items():
+        for name in matching(pattern, factors, "trainor.lr_scales"):
+            factors[name] *= factor
+    return factors
 
 
 def _listed(model: PretrainingModel, method: str) -> set[str]:
@@ -64,6 +104,8 @@ def build_optimizer(
     *,
     scale: float = 1.0,
     lr_biases: float | None = None,
+    layer_decay: float | None = None,
+    lr_scales: Mapping[str, float] | None = None,
 ) -> torch.optim.Optimizer:
     """A torch.optim optimizer or LARS over `parameter_groups`.
 
@@ -71,6 +113,7 @@ def build_optimizer(
         keys: arguments of the optimizer.
         scale: what both learning rates are multiplied by.
         lr_biases: learning rate of biases and norms; None = that of the weights.
+        layer_decay, lr_scales: as in `parameter_groups`.
 
     Raises:
         ConfigError: unknown optimizer or argument; no `lr`; nothing to learn.
@@ -99,7 +142,7 @@ def build_optimizer(
     keys = {k: tuple(v) if isinstance(v, list) else v for k, v in keys.items()}
     default = inspect.signature(known[name]).parameters.get("weight_decay")
     decay = keys.get("weight_decay", default.default if default else 0.0)
-    groups = parameter_groups(model, decay)
+    groups = parameter_groups(model, decay, layer_decay=layer_decay, lr_scales=lr_scales)
     if not groups:
         raise ConfigError(
             "model: every parameter is frozen, so there is nothing to train; set freeze: false "
@@ -107,12 +150,26 @@ def build_optimizer(
         )
     for group in groups:
         group["lr"] = scale * (lr if lr_biases is None or group["decays"] else lr_biases)
+        group["lr"] *= group.get("factor", 1.0)
         if name != "LARS":
             del group["adapt"]
     try:
         return known[name](groups, **keys)
     except (TypeError, ValueError, IndexError) as error:
         raise ConfigError(f"trainor.optim_params: {name} refuses {keys} ({error})") from error
+
+
+def optimizer_of(model: PretrainingModel, settings: TrainorSettings) -> torch.optim.Optimizer:
+    """The optimizer that the `trainor` section describes; raises as `build_optimizer` does."""
+    return build_optimizer(
+        model,
+        settings.optimizer,
+        settings.optim_params,
+        scale=settings.lr_scale,
+        lr_biases=settings.lr_biases,
+        layer_decay=settings.layer_decay,
+        lr_scales=settings.lr_scales,
+    )
 
 
 class Pace:
@@ -123,6 +180,7 @@ class Pace:
 
     Attributes:
         rates: the learning rate of each group before any schedule.
+        base: that of the first group without its factor.
 
     Raises:
         ConfigError: a last weight decay for an optimizer that has none.
@@ -131,6 +189,7 @@ class Pace:
     def __init__(self, optimizer: torch.optim.Optimizer, settings: TrainorSettings):
         self.optimizer, self.settings = optimizer, settings
         self.rates = [float(group["lr"]) for group in optimizer.param_groups]
+        self.base = self.rates[0] / optimizer.param_groups[0].get("factor", 1.0)
         self.decays = [float(group["weight_decay"]) for group in optimizer.param_groups]
         if settings.weight_decay_end is not None and "weight_decay" not in optimizer.defaults:
             raise ConfigError(

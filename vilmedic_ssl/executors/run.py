@@ -32,6 +32,11 @@ class Run:
     def log_file(self) -> Path:
         return self.folder / f"log_{self.seed}.jsonl"
 
+    @property
+    def init_file(self) -> Path:
+        """The key map of `init_from`."""
+        return self.folder / f"init_{self.seed}.json"
+
     def create(self) -> None:
         """Make the folder.
 

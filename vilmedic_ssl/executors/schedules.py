@@ -153,6 +153,17 @@ def multistep(clock: Clock, *, milestones: list[int], gamma: float = 0.1) -> flo
     return gamma ** sum(epoch <= clock.epoch for epoch in milestones)
 
 
+def exponential(clock: Clock, *, end: float) -> float:
+    """From the base rate to `end` times it at the last step, evenly on a logarithmic scale.
+
+    Args:
+        end: share of the base rate at the last step, above 0; above 1 the rate rises.
+    """
+    if not 0 < end < math.inf:
+        raise ConfigError(f"trainor.lr_decay_params.end: {end}; write a number above 0")
+    return end ** (clock.step / max(1, clock.total - 1))
+
+
 def plateau(
     clock: Clock,
     *,
@@ -203,6 +214,7 @@ SCHEDULES: dict[str, Callable[..., float]] = {
     "LinearWarmupCosineAnnealingLR": linear_warmup_cosine,
     "multiplicative": multiplicative,
     "ExponentialLR": multiplicative,
+    "exponential": exponential,
     "step": step,
     "StepLR": step,
     "multistep": multistep,

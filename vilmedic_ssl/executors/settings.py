@@ -34,10 +34,15 @@ class TrainorSettings:
             grad_accu (SimCLR).
         lr_biases: learning rate of parameters with one axis where it is not `lr`, for example
             0.0048 beside 0.2 (Barlow Twins); scaled and scheduled alike.
+        layer_decay: learning rates fall with depth: times layer_decay for the encoder's last block,
+            its square for the one before and so on down to the stem, for example 0.75 (Clark et al.
+            2020).
+        lr_scales: factors of learning rates by patterns of parameter names, for example
+            {"head.*": 10}; of a parameter that several match, their product.
         weight_decay_end: weight decay at the last step, reached from that of optim_params along
             half a cosine, for example 0.4 from 0.04 (DINO).
-        lr_decay: constant, warmup_cosine, multiplicative, step, multistep or plateau (torch's class
-            names work too).
+        lr_decay: constant, warmup_cosine, multiplicative, exponential, step, multistep or plateau
+            (torch's class names work too).
         lr_decay_params: arguments of the schedule.
         epochs: passes over the training split, numbered from 1.
         max_steps: stop after this many steps, whatever `epochs` says.
@@ -60,7 +65,10 @@ class TrainorSettings:
         ema_end: that decay at the last step, reached along half a cosine; 1 = as the target network
             of BYOL.
         drop_last: leave out the last, smaller batch of an epoch.
-        save_every: write last_<seed>.pth every so many steps as well as after each epoch.
+        sampling: shuffle = every training image once per epoch; balanced = as many draws, each
+            class equally often, so that images of rare classes come several times per epoch.
+        save_every: write last_<seed>.pth every so many steps as well as after each epoch (of
+            20 steps or more, or with an evaluation).
         log_every: steps between log records; the first step and each epoch's last have one too.
     """
 
@@ -69,6 +77,8 @@ class TrainorSettings:
     batch_size: int
     lr_scaling: Literal["none", "linear", "sqrt"] = "none"
     lr_biases: float | None = None
+    layer_decay: float | None = None
+    lr_scales: dict[str, float] | None = None
     weight_decay_end: float | None = None
     lr_decay: str = "constant"
     lr_decay_params: dict[str, Any] | None = None
@@ -90,6 +100,7 @@ class TrainorSettings:
     ema: float | None = None
     ema_end: float | None = None
     drop_last: bool = False
+    sampling: Literal["shuffle", "balanced"] = "shuffle"
     save_every: int | None = None
     log_every: int = 10
 
@@ -132,6 +143,17 @@ class TrainorSettings:
                 f"trainor.ema_end: {self.ema_end}; write a decay above 0 and up to 1, beside "
                 "trainor.ema, from which it starts"
             )
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ConfigError(
+                f"trainor.layer_decay: {self.layer_decay}; write a factor above 0 and up to 1, for "
+                "example 0.75"
+            )
+        for pattern, factor in (self.lr_scales or {}).items():
+            if not factor > 0:
+                raise ConfigError(
+                    f"trainor.lr_scales.{pattern}: {factor}; write a factor above 0, or list what "
+                    "is not to learn in model.freeze.names"
+                )
         if self.weight_decay_end is not None and not self.weight_decay_end >= 0:
             raise ConfigError(
                 f"trainor.weight_decay_end: {self.weight_decay_end}; write 0 or more, for example "
@@ -159,7 +181,8 @@ class ValidatorSettings:
             compare.
         splits: splits to score; the score is their plain mean.
         metrics: knn (leave-one-out on the split's labels), probe (a linear layer that learns the
-            labels of train beside the encoder), top1, top5, mean_rank (does a view find its partner
+            labels of train beside the encoder), accuracy, balanced_accuracy, auroc (of the model's
+            own class scores), top1, top5, mean_rank (does a view find its partner
             among the second views), all_top1, all_top5, all_mean_rank (among all views),
             effective_rank, feature_std, alignment, uniformity.
     """

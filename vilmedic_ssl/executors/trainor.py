@@ -16,7 +16,7 @@ from vilmedic_ssl.executors import checkpoint, gradient_cache, health
 from vilmedic_ssl.executors.amp import amp_dtype
 from vilmedic_ssl.executors.monitors import LOSSES
 from vilmedic_ssl.executors.online_probe import OnlineProbe
-from vilmedic_ssl.executors.optim import Pace, build_optimizer
+from vilmedic_ssl.executors.optim import Pace, optimizer_of
 from vilmedic_ssl.executors.progress import Progress
 from vilmedic_ssl.executors.run import Log, Run
 from vilmedic_ssl.executors.schedules import Clock, best_of, find_schedule, improves, stale
@@ -26,6 +26,8 @@ from vilmedic_ssl.executors.validator import Validator, to_device
 from vilmedic_ssl.models.base import PretrainingModel, as_views
 from vilmedic_ssl.nets.ema import WeightAverage
 from vilmedic_ssl.schema import complete
+
+SHORT = 20  # steps: epochs of few images are not written one by one
 
 
 class Trainor:
@@ -39,7 +41,8 @@ class Trainor:
         validator: scores the model.
         lower_is_better: direction of `early_stop_metric`.
         config: the resolved config; data: hash per split; trained_on: the training samples, as
-            `MedicalDataset.members`. All three go into every checkpoint.
+            `MedicalDataset.members`; labels_of: those whose labels the weights learn from. All of
+            them go into every checkpoint.
     """
 
     def __init__(
@@ -54,21 +57,17 @@ class Trainor:
         config: dict[str, Any],
         data: dict[str, str],
         trained_on: Tensor,
+        labels_of: Tensor | None = None,
     ):
         self.run, self.settings, self.loader, self.validator = run, settings, loader, validator
-        self.config, self.data, self.trained_on = config, data, trained_on
+        self.config, self.data = config, data
+        self.trained_on, self.labels_of = trained_on, labels_of
         self.device = next(model.parameters()).device
         if settings.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model: PretrainingModel = dist.globalise_batch_norm(model)  # type: ignore[assignment]
         self.wrapped: nn.Module = dist.wrap(self.model)
-        self.optimizer = build_optimizer(
-            self.model,
-            settings.optimizer,
-            settings.optim_params,
-            scale=settings.lr_scale,
-            lr_biases=settings.lr_biases,
-        )
+        self.optimizer = optimizer_of(self.model, settings)
         self.pace = Pace(self.optimizer, settings)
         self.schedule = find_schedule(settings.lr_decay)
         self.schedule_keys = complete(
@@ -80,6 +79,7 @@ class Trainor:
         self.ema = WeightAverage(self.model, settings.ema) if settings.ema else None
         self.probe = self._probe() if "probe" in validator.names else None
         self.progress = Progress(lower_is_better=lower_is_better)
+        self.saved_at = 0
         self.epoch_steps = len(loader)
         self.total_steps = min(settings.epochs * self.epoch_steps, settings.max_steps or 2**62)
         self._lr_factor()  # refuses wrong arguments before older files are removed
@@ -100,6 +100,7 @@ class Trainor:
 
     def save(self, path_of_best: str | None = None) -> None:
         """Write last_<seed>.pth, and the same under the name of a new best score."""
+        self.saved_at = self.progress.step
         states = dist.gather_objects(checkpoint.random_state())
         if dist.rank() != 0:
             return
@@ -114,6 +115,7 @@ class Trainor:
             "config": self.config,
             "data": self.data,
             "trained_on": self.trained_on,
+            "labels_of": self.labels_of,
             "seed": self.run.seed,
             "version": __version__,
         }
@@ -136,18 +138,20 @@ class Trainor:
                 what = "split file" if split == "split_file" else f"{split} split"
                 raise UserError(
                     f"{source}: the {what} was another one then (hash {fingerprint}, now "
-                    f"{self.data[split]}); give the dataset keys of {self.run.config_file}, "
-                    "restore the files, or start a new run under another name"
+                    f"{self.data[split]}); give the dataset and budget keys of "
+                    f"{self.run.config_file}, restore the files, or take another name"
                 )
         checkpoint.load_weights(self.model, content["model"], source)
         if self.ema:
             checkpoint.load_weights(self.ema.model, content["ema"] or content["model"], source)
         then, now = content["config"]["trainor"], self.config["trainor"]
-        for key in ("optimizer", "early_stop_metric", "batch_size", "grad_accu", "drop_last"):
-            if then[key] != now[key]:
+        depends = ("optimizer", "early_stop_metric", "batch_size", "grad_accu", "drop_last")
+        for key in (*depends, "layer_decay", "lr_scales"):
+            if then.get(key) != now[key]:  # older runs lack the newer keys
+                value = "null" if then.get(key) is None else then[key]
                 raise UserError(
-                    f"{source} was trained with {then[key]} as trainor.{key}, which its state "
-                    f"depends on; write trainor.{key}={then[key]}"
+                    f"{source} was trained with {value} as trainor.{key}, which its state "
+                    f"depends on; write trainor.{key}={value}"
                 )
         # The state is the checkpoint's, the arguments (lr, weight decay ...) are this config's.
         arguments = [{k: v for k, v in g.items() if k != "params"} for g in self._groups]
@@ -215,20 +219,18 @@ class Trainor:
             if settings.save_every and at.step % settings.save_every == 0:
                 self.save()
             self._stop_if_asked()
-        console.say(self._line())
-        whole = at.position >= self.epoch_steps
-        due = (
-            not settings.eval_every_steps
-            and at.epoch >= settings.eval_start
-            and at.epoch % settings.eval_every == 0
-        )
-        ends = at.step >= self.total_steps and at.epoch >= settings.eval_start
-        stepwise = settings.eval_every_steps and at.step % settings.eval_every_steps == 0
-        stepwise = stepwise and at.epoch >= settings.eval_start
-        name = self._evaluate(log) if (whole and due) or ends or stepwise else None
+        ends, whole = at.step >= self.total_steps, at.position >= self.epoch_steps
+        often = settings.eval_every_steps
+        due = at.step % often == 0 if often else whole and at.epoch % settings.eval_every == 0
+        evaluated = (due or ends) and at.epoch >= settings.eval_start
+        told = evaluated or ends or at.step - self.saved_at >= SHORT
+        if told:
+            console.say(self._line())
+        name = self._evaluate(log) if evaluated else None
         if whole:
             at.epoch, at.position, at.losses, at.chances, at.batches = at.epoch + 1, 0, 0.0, 0.0, 0
-        self.save(name)
+        if told:
+            self.save(name)
         self._stop_if_asked()
 
     def _step(self, batch: dict[str, Any], waited: float, log: Log) -> None:
@@ -351,7 +353,7 @@ class Trainor:
             step=at.step,
             total=self.total_steps,
             steps_per_epoch=self.epoch_steps,
-            base_lr=self.pace.rates[0],
+            base_lr=self.pace.base,
             scores=at.since(
                 self.settings.decay_metric_start, training=self.settings.decay_on_training_loss
             ),

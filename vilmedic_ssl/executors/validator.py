@@ -109,6 +109,8 @@ class Validator:
         }
         if "labels" in batch:
             found["labels"] = batch["labels"]
+        if "scores" in outs[0]:
+            found["scores"] = outs[0]["scores"].float()
         if probe is not None:
             found["probe"] = probe.scores(outs[0]["encoder"])
         return {name: dist.gather(rows) for name, rows in found.items()}

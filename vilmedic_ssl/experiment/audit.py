@@ -6,6 +6,7 @@ import glob
 import json
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,9 +64,12 @@ def audit_before(experiment: Experiment, node: Mapping[str, Any], folder: Path) 
 def experiment_parts(
     experiment: Experiment, node: Mapping[str, Any], *, source: int = 0, prefix: str = ""
 ) -> Iterator[Part]:
-    """The splits that an experiment's data has, among the usual ones and those it names."""
+    """The splits that an experiment's data has, among the usual ones and those it names, whatever
+    its budget.
+    """
     from vilmedic_ssl.experiment.data import dataset_of
 
+    experiment = replace(experiment, budget=None)
     node = {**node, "dataset": _in_colour(node["dataset"])}
     named = (*SPLITS, *experiment.validator.splits, *experiment.ensemblor.splits)
     yield from parts_of(lambda split: dataset_of(experiment, node, split), named, source, prefix)

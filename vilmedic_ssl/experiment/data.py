@@ -12,7 +12,9 @@ from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.schema import build
 
 if TYPE_CHECKING:
-    from vilmedic_ssl.data.datasets.base import MedicalDataset
+    import numpy as np
+
+    from vilmedic_ssl.data.datasets.base import Context, MedicalDataset
     from vilmedic_ssl.experiment.settings import Experiment
 
 FEW = 10  # one image more or less right then moves an accuracy by a tenth or more
@@ -25,20 +27,35 @@ def dataset_of(
     *,
     augment: bool = False,
     run_dir: Path | None = None,
+    scored: bool = False,
 ) -> MedicalDataset:
-    """One split of an experiment's data, as the data or `split_file` divides it.
+    """One split of an experiment's data, as the data or `split_file` divides it; of the training
+    split what `budget` leaves.
 
     Args:
         node: the checked config; its dataset part is what is built.
         augment, run_dir: as in `Context`.
+        scored: random views for scores, so that images without labels are left out by any budget,
+            as they are without `augment`.
 
     Raises:
         MissingSplit: neither the data nor the split file has it.
-        UserError: the data is unreadable, or the split file was made for other data.
+        UserError: the data is unreadable, the split file was made for other data, or the budget
+            asks for what is not there.
     """
     from vilmedic_ssl.data.datasets.base import Context
+    from vilmedic_ssl.data.splits import TRAIN
 
-    context = Context(split=split, augment=augment, run_dir=run_dir)
+    whole = _divided(experiment, node, Context(split=split, augment=augment, run_dir=run_dir))
+    if split != TRAIN or experiment.budget is None:
+        return whole
+    from vilmedic_ssl.data.datasets.part import budgeted
+
+    seed, scored = experiment.seed, scored or not augment
+    return budgeted(whole, experiment.budget, seed=seed, scored=scored)
+
+
+def _divided(experiment: Experiment, node: Mapping[str, Any], context: Context) -> MedicalDataset:
     if experiment.split_file is None:
         return build(node["dataset"], context, where="dataset")
     from vilmedic_ssl.data.datasets.resplit import resplit
@@ -49,30 +66,75 @@ def dataset_of(
 
 
 def pin_classes(model: dict[str, Any], dataset: MedicalDataset) -> None:
-    """Write how many classes the training split has into a model that wants to know.
+    """Write what the training split says of classes into a model that wants to know: how many there
+    are, its `task`, and `balanced` class weights.
 
     Raises:
-        UserError: it has none, or another number is written there.
+        UserError: it has no labels, or something else is written there.
     """
     if "classes" not in model:
         return
-    found = len(dataset.label_names)
-    if dataset.labels is None:
+    if dataset.labels is None and not _taught(model):
         raise UserError(
             f"model: {model['proto']} learns from labels, and this data has none; labels come from "
             "class folders, or from dataset.label"
         )
+    if dataset.labels is None:
+        model["classes"] = model["teacher"]["classes"]
+        model["task"] = model["teacher"]["task"]
+        return
+    found = len(dataset.label_names)
     if model["classes"] not in (None, found):
         raise UserError(
             f"model.classes: {model['classes']}, but the data has {found}; leave the key out"
         )
     model["classes"] = found
+    several = dataset.labels.ndim == 2
+    if "task" in model:
+        task = model["task"] = model["task"] or ("findings" if several else "classes")
+        if (task == "findings") != several:
+            kind = "several findings per image" if several else "one class per image"
+            raise UserError(f"model.task: {task}, but the data has {kind}; leave the key out")
+    loss = model.get("loss")
+    if isinstance(loss, dict) and loss.get("class_weights") == "balanced":
+        loss["class_weights"] = balanced_weights(dataset.labels, found)
+
+
+def _taught(model: Mapping[str, Any]) -> bool:
+    """True when a teacher stands in for all labels."""
+    return isinstance(model.get("teacher"), Mapping) and model["loss"]["alpha"] == 1
+
+
+def balanced_weights(labels: np.ndarray, classes: int) -> list[float]:
+    """What makes classes count alike: images / (classes * images of the class), over those whose
+    class is known; of findings absent / present. 0 for a class without images.
+
+    Args:
+        labels: (N,) int64, -1 = unknown; or (N, C) in {0, 1, nan = unknown}.
+    """
+    import numpy as np
+
+    if labels.ndim == 2:
+        above_C, below_C = np.nansum(labels == 0, axis=0), np.nansum(labels == 1, axis=0)
+    else:
+        known_N = labels[labels >= 0]
+        below_C = classes * np.bincount(known_N, minlength=classes)
+        above_C = np.full(classes, len(known_N))
+    return [float(a / b) if b else 0.0 for a, b in zip(above_C, below_C, strict=True)]
 
 
 def take_classes(model: dict[str, Any], trained: Mapping[str, Any]) -> None:
-    """A number of classes left open means what it meant in training."""
-    if "classes" in model and model["classes"] is None:
-        model["classes"] = trained.get("classes")
+    """What a config leaves open, or names from outside, means what it meant in training: classes,
+    task, balanced class weights, the teacher.
+    """
+    for key in ("classes", "task"):
+        if key in model and model[key] is None:
+            model[key] = trained.get(key)
+    if "teacher" in model and not isinstance(model["teacher"], Mapping):
+        model["teacher"] = trained.get("teacher")
+    loss, then = model.get("loss"), trained.get("loss")
+    if isinstance(loss, dict) and loss.get("class_weights") == "balanced":
+        loss["class_weights"] = (then or {}).get("class_weights")
 
 
 def warn_if_few(split: str, images: int) -> None:
@@ -107,6 +169,38 @@ def division_of(
     if experiment.train_fraction is not None:
         told["split/train_fraction"] = experiment.train_fraction
     return told
+
+
+def budget_of(experiment: Experiment, train: MedicalDataset | None) -> dict[str, float | str]:
+    """What results say about the label budget, where there is one: `split/budget` in words, and of
+    the training split in its evaluation view `split/budget_images` and `split/budget_hash`.
+    """
+    if experiment.budget is None:
+        return {}
+    told: dict[str, float | str] = {"split/budget": experiment.budget.words(experiment.seed)}
+    if train is not None:
+        told["split/budget_images"] = len(train)
+        told["split/budget_hash"] = digest(train.ids)
+    return told
+
+
+def warn_of_another_budget(
+    experiment: Experiment, content: Mapping[str, Any], source: Path
+) -> None:
+    """Say so when plug-ins will learn from other labels than the model of a checkpoint did."""
+    from vilmedic_ssl.data.budget import Budget
+
+    then = content["config"].get("budget")
+    if then is None:
+        return
+    words = Budget(**then).words(content["seed"])
+    now = experiment.budget and experiment.budget.words(experiment.seed)
+    if now != words:
+        console.warn(
+            f"{source.name} was trained with the budget {words}; plug-ins that learn from labels "
+            f"of train see {'those of ' + now if now else 'all of them'} here, and the same ones "
+            f"with {source.parent}/config_{content['seed']}.yml"
+        )
 
 
 def refuse_another_division(

@@ -3,41 +3,44 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vilmedic_ssl import console
+from vilmedic_ssl.data.splits import TRAIN
 from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.experiment.audit import audit_before
 from vilmedic_ssl.experiment.data import (
+    budget_of,
     dataset_of,
     division_of,
     refuse_another_division,
     take_classes,
     warn_if_few,
+    warn_of_another_budget,
 )
-from vilmedic_ssl.experiment.settings import Experiment, check, model_of, typed
+from vilmedic_ssl.experiment.settings import Experiment, check, model_of, refuse_sweep, typed
 from vilmedic_ssl.schema import plain
 
 if TYPE_CHECKING:
     import torch
 
+    from vilmedic_ssl.data.datasets.base import MedicalDataset
     from vilmedic_ssl.executors.features import Features
     from vilmedic_ssl.models.base import PretrainingModel
 
 
 def ensemble(config: Mapping[str, Any]) -> dict[str, float | str]:
     """Score trained checkpoints with the plug-ins of `ensemblor.post_processing`; returns what
-    results.json holds.
+    results.json holds. Of a config with a `flow`, compare its stages anew and return the means.
 
     Raises:
         UserError: wrong config, data or checkpoint; none there.
     """
-    from vilmedic_ssl.data.images import take_channels
     from vilmedic_ssl.executors import checkpoint
     from vilmedic_ssl.executors.ensemblor import (
-        choose_checkpoints,
         headline,
         refuse_leaks,
         run_plugins,
@@ -46,30 +49,22 @@ def ensemble(config: Mapping[str, Any]) -> dict[str, float | str]:
     from vilmedic_ssl.executors.run import read_log
     from vilmedic_ssl.report import write_report
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("ensembling runs in one process; start it with python, not torchrun")
-    node = check(plain(config))
-    experiment, folder = typed(node), typed(node).folder
-    settings = experiment.ensemblor
-    if not folder.is_dir():
-        raise UserError(
-            f"there is no run folder {folder}; train it first, with `vilmedic-ssl train` and the "
-            "same words, or correct ckpt_dir and name"
-        )
-    files = choose_checkpoints(folder, settings.mode, experiment.ckpt)
-    contents = [checkpoint.read_run(path) for path in files]
-    seed = contents[0]["seed"]
-    console.say(f"ensembling {len(files)} checkpoint(s): {', '.join(path.name for path in files)}")
+    _refuse_several_processes()
+    if "flow" in config:
+        from vilmedic_ssl.experiment.flow import compare_again
+
+        return compare_again(config)
+    experiment, node, files, contents = open_run(config)
+    folder, settings, seed = experiment.folder, experiment.ensemblor, experiment.seed
     tag = f"{Path(experiment.ckpt or settings.mode).stem}_{seed}"
-    take_channels(node["dataset"], contents[0]["config"]["dataset"])
-    take_classes(node["model"], contents[0]["config"]["model"])
-    features = _features(experiment, node, contents, files, tag)
+    features = features_of(experiment, node, contents, files, tag)
     for split in settings.splits:
         console.say(f"{split}: {len(features.dataset(split)):,} images")
         warn_if_few(split, len(features.dataset(split)))
     for content, path in zip(contents, files, strict=True):
         refuse_another_division(experiment, content, path)
         refuse_leaks(content, features, path)
+        warn_of_another_budget(experiment, content, path)
     found = audit_before(experiment, node, folder)
     if settings.post_processing:  # an unreadable image ends here, not in every plug-in
         for split in settings.splits:
@@ -80,6 +75,9 @@ def ensemble(config: Mapping[str, Any]) -> dict[str, float | str]:
         outcome.results[f"validate/{metric}"] = checkpoint.score_in(files[0])
     datasets = {split: features.dataset(split) for split in settings.splits}
     results = {**outcome.results, **division_of(experiment, datasets)}
+    if experiment.budget is not None and features.has(TRAIN):
+        datasets[TRAIN] = features.dataset(TRAIN)
+    results |= budget_of(experiment, datasets.get(TRAIN))
     write_results(folder, results)
     report = write_report(
         folder,
@@ -100,6 +98,42 @@ def ensemble(config: Mapping[str, Any]) -> dict[str, float | str]:
     return results
 
 
+def _refuse_several_processes() -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("ensembling runs in one process; start it with python, not torchrun")
+
+
+def open_run(
+    config: Mapping[str, Any],
+) -> tuple[Experiment, dict[str, Any], list[Path], list[dict[str, Any]]]:
+    """The experiment of a config, with the seed of its best checkpoint, which a budget without one
+    goes by; its checked config, where what training decided is filled in; the checkpoints that it
+    names, best first, and their contents.
+
+    Raises:
+        UserError: wrong config, no run folder or checkpoint, or several processes.
+    """
+    from vilmedic_ssl.data.images import take_channels
+    from vilmedic_ssl.executors import checkpoint
+    from vilmedic_ssl.executors.ensemblor import choose_checkpoints
+
+    _refuse_several_processes()
+    node = check(plain(config))
+    experiment = typed(node)
+    refuse_sweep(experiment)
+    if not experiment.folder.is_dir():
+        raise UserError(
+            f"there is no run folder {experiment.folder}; train it first, with `vilmedic-ssl train`"
+            " and the same words, or correct ckpt_dir and name"
+        )
+    files = choose_checkpoints(experiment.folder, experiment.ensemblor.mode, experiment.ckpt)
+    contents = [checkpoint.read_run(path) for path in files]
+    console.say(f"ensembling {len(files)} checkpoint(s): {', '.join(path.name for path in files)}")
+    take_channels(node["dataset"], contents[0]["config"]["dataset"])
+    take_classes(node["model"], contents[0]["config"]["model"])
+    return replace(experiment, seed=contents[0]["seed"]), node, files, contents
+
+
 def _which(files: list[Path], experiment: Experiment) -> str:
     """The scored checkpoints in words, for a title."""
     if experiment.ckpt is not None:
@@ -113,39 +147,73 @@ def _seeds(contents: list[dict[str, Any]]) -> str:
     return ", ".join(map(str, sorted({content["seed"] for content in contents})))
 
 
-def _features(
+def features_of(
     experiment: Experiment,
     node: dict[str, Any],
     contents: list[dict[str, Any]],
     files: list[Path],
     tag: str,
+    *,
+    splits: list[str] | None = None,
+    make_dataset: Callable[[str], MedicalDataset] | None = None,
 ) -> Features:
-    """The models of some checkpoints, ready to be asked for features."""
+    """The models of some checkpoints, ready to be asked for features.
+
+    Args:
+        contents, files: what was read, and where.
+        splits: those asked for; None = `ensemblor.splits`.
+        make_dataset: a split in its evaluation view; None = as the experiment has it.
+    """
+    from vilmedic_ssl.executors import checkpoint
+
+    models = []
+    for content, path in zip(contents, files, strict=True):
+        model = model_of(node, pretrained=False)
+        checkpoint.load_weights(model, content["ema"] or content["model"], path)
+        models.append(model)
+    seed = contents[0]["seed"]
+    return _features(experiment, node, models, seed, tag, splits, make_dataset)
+
+
+def untrained_features(
+    experiment: Experiment, node: dict[str, Any], seed: int, *, splits: list[str]
+) -> Features:
+    """The model of a config as it is before training: fresh weights, or published ones."""
+    from vilmedic_ssl.executors import checkpoint
+
+    checkpoint.seed_everything(seed)
+    return _features(experiment, node, [model_of(node)], seed, f"untrained_{seed}", splits)
+
+
+def _features(
+    experiment: Experiment,
+    node: dict[str, Any],
+    models: list[PretrainingModel],
+    seed: int,
+    tag: str,
+    splits: list[str] | None,
+    make_dataset: Callable[[str], MedicalDataset] | None = None,
+) -> Features:
     from vilmedic_ssl import dist
     from vilmedic_ssl.executors import checkpoint
     from vilmedic_ssl.executors.features import Features
 
     device: torch.device = dist.choose_device(experiment.device)
-    models = []
-    for content, path in zip(contents, files, strict=True):
-        model = model_of(node, pretrained=False)
-        checkpoint.load_weights(model, content["ema"] or content["model"], path)
-        models.append(model.to(device).eval())
 
     def dataset(split: str) -> Any:
         return dataset_of(experiment, node, split, run_dir=experiment.folder)
 
     def untrained() -> PretrainingModel:
-        checkpoint.seed_everything(contents[0]["seed"])
+        checkpoint.seed_everything(seed)
         return model_of(node, pretrained=False).to(device).eval()
 
     return Features(
-        dataset,
-        models,
+        make_dataset or dataset,
+        [model.to(device).eval() for model in models],
         untrained,
-        splits=list(experiment.ensemblor.splits),
+        splits=list(experiment.ensemblor.splits) if splits is None else splits,
         tag=tag,
-        seed=contents[0]["seed"],
+        seed=seed,
         batch_size=experiment.ensemblor.batch_size,
         workers=experiment.workers,
         device=device,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from vilmedic_ssl import config as yaml_config
+from vilmedic_ssl.data.budget import Budget
 from vilmedic_ssl.errors import ConfigError
 from vilmedic_ssl.executors.settings import (
     AuditSettings,
@@ -16,6 +17,7 @@ from vilmedic_ssl.executors.settings import (
     TrainorSettings,
     ValidatorSettings,
 )
+from vilmedic_ssl.executors.sweep_settings import SweepSettings
 from vilmedic_ssl.registry import load_plugins
 from vilmedic_ssl.schema import Kind, build, complete, conform, without_weights
 
@@ -35,6 +37,9 @@ class Experiment:
         seed: of weights, order and augmentation, not of splits; several seeds may share a run
             folder.
         ckpt: checkpoint to resume from or to evaluate: last, best, or a file in the run folder.
+        init_from: where a new training takes its first weights from: a run folder (best checkpoint,
+            else the last), a checkpoint, or a file of weights of another program (.pth, .pt, .bin,
+            .ckpt, .safetensors); what fits is taken and told. A training that resumes takes none.
         overwrite: let a new training replace the files of the same name and seed.
         device: cuda, mps or cpu; null = the best there is.
         num_workers: processes that read images; null = one per spare core, at most four.
@@ -42,17 +47,20 @@ class Experiment:
         dataset: data by proto.
         split_file: file written by `split`; replaces the splits of the data.
         train_fraction: use only this nested fraction of the training split of `split_file`.
+        budget: which labels of the training split are used; null = all.
         audit: what is looked for in the data before training and scoring; null = nothing.
         model: method by proto.
         trainor: training.
         validator: scores during training.
         ensemblor: scores, pictures and files afterwards.
+        sweep: keys that vary over many trainings, for `vilmedic-ssl sweep`; null = none.
     """
 
     name: str
     ckpt_dir: str = "ckpt"
     seed: int = 0
     ckpt: str | None = None
+    init_from: str | None = None
     overwrite: bool = False
     device: Literal["cuda", "mps", "cpu"] | None = None
     num_workers: int | None = None
@@ -60,11 +68,13 @@ class Experiment:
     dataset: Annotated[dict, Kind("data/datasets")]
     split_file: str | None = None
     train_fraction: float | None = None
+    budget: Budget | None = None
     audit: AuditSettings | None = AuditSettings()
     model: Annotated[dict, Kind("models")]
     trainor: TrainorSettings | None = None
     validator: ValidatorSettings = ValidatorSettings()
     ensemblor: EnsemblorSettings = EnsemblorSettings()
+    sweep: SweepSettings | None = None
 
     def __post_init__(self) -> None:
         name = Path(self.name.strip())
@@ -74,6 +84,11 @@ class Experiment:
             raise ConfigError(f"seed: {self.seed}; write a whole number from 0 to 2147483647")
         if self.num_workers is not None and self.num_workers < 0:
             raise ConfigError(f"num_workers: {self.num_workers}; write 0 or more")
+        if self.init_from is not None and (self.model.get("cnn") or {}).get("pretrained"):
+            raise ConfigError(
+                "init_from: model.cnn.pretrained also says what the encoder starts from; write "
+                "model.cnn.pretrained=false, or leave init_from out"
+            )
         if self.train_fraction is not None and self.split_file is None:
             raise ConfigError(
                 "train_fraction: also name a split_file, written by `vilmedic-ssl split --nested`"
@@ -112,6 +127,10 @@ def load_config(
     node = yaml_config.load(path, overrides)
     if name is not None:
         node.setdefault("name", name)
+    if "flow" in node:
+        from vilmedic_ssl.experiment.flow import check_flow
+
+        return yaml_config.freeze(check_flow(node))
     return yaml_config.freeze(check(node))
 
 
@@ -130,11 +149,24 @@ def typed(checked: dict[str, Any]) -> Experiment:
         "validator": ValidatorSettings,
         "ensemblor": EnsemblorSettings,
         "audit": AuditSettings,
+        "budget": Budget,
+        "sweep": SweepSettings,
     }
     made = {
         k: build(checked[k], cls=c, where=k) if checked[k] else None for k, c in sections.items()
     }
     return Experiment(**{**checked, **made})
+
+
+def refuse_sweep(experiment: Experiment) -> None:
+    """Raises:
+    ConfigError: the config describes many trainings.
+    """
+    if experiment.sweep is not None:
+        raise ConfigError(
+            "sweep: this config describes many trainings; run them with `vilmedic-ssl sweep` and "
+            "the same words, or write sweep=null for one"
+        )
 
 
 def model_of(config: dict[str, Any], *, pretrained: bool = True) -> PretrainingModel:

@@ -3,23 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vilmedic_ssl import console
 from vilmedic_ssl.errors import ConfigError, UserError
 from vilmedic_ssl.experiment.audit import audit_before
-from vilmedic_ssl.experiment.data import dataset_of, hashes_of, pin_classes, warn_if_few
-from vilmedic_ssl.experiment.settings import Experiment, check, model_of, typed
+from vilmedic_ssl.experiment.data import (
+    dataset_of,
+    hashes_of,
+    pin_classes,
+    take_classes,
+    warn_if_few,
+)
+from vilmedic_ssl.experiment.settings import Experiment, check, model_of, refuse_sweep, typed
+from vilmedic_ssl.experiment.teacher import Teacher, pin_teacher
 from vilmedic_ssl.schema import plain
 
 if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
     from vilmedic_ssl.data.datasets.base import MedicalDataset
     from vilmedic_ssl.data.loader import Loader
+    from vilmedic_ssl.executors.init_weights import Start
+    from vilmedic_ssl.models.base import PretrainingModel
 
 
-def train(config: Mapping[str, Any]) -> Path:
-    """Train what a config describes, from scratch or from its `ckpt`; returns the run folder.
+def train(config: Mapping[str, Any], *, audit: bool = True) -> Path:
+    """Train what a config describes, from scratch or from its `ckpt`; returns the run folder. A
+    config with a `flow` has all its stages trained and compared.
+
+    Args:
+        audit: false = the caller has audited this data.
 
     Raises:
         UserError: wrong config, data or checkpoint.
@@ -30,13 +47,19 @@ def train(config: Mapping[str, Any]) -> Path:
     from vilmedic_ssl import dist
     from vilmedic_ssl.data.advice import advise_on
     from vilmedic_ssl.executors import checkpoint
-    from vilmedic_ssl.executors.monitors import check_metrics, check_pairs
+    from vilmedic_ssl.executors.monitors import check_metrics, check_pairs, check_scores
     from vilmedic_ssl.executors.run import Run
     from vilmedic_ssl.executors.trainor import Trainor
     from vilmedic_ssl.executors.validator import Validator
+    from vilmedic_ssl.nets.freezing import describe
 
+    if "flow" in config:
+        from vilmedic_ssl.experiment.flow import run_flow
+
+        return run_flow(config)
     node = check(plain(config))
     experiment = typed(node)
+    refuse_sweep(experiment)
     settings = experiment.trainor
     if settings is None:
         raise ConfigError("trainor: this section is required for training")
@@ -50,19 +73,28 @@ def train(config: Mapping[str, Any]) -> Path:
         source = checkpoint.find(run.folder, experiment.ckpt, run.seed)
         content = checkpoint.read_run(source)
         run = Run(run.folder, content["seed"])
+        experiment = replace(experiment, seed=run.seed)
     else:
-        old = _old_files(run, experiment.overwrite)
+        old = [*_old_files(run, experiment.overwrite), run.init_file]
     console.say(
         f"run {run.folder}, seed {run.seed}, device {device.type}, {dist.world_size()} process(es)"
     )
-    audit_before(experiment, node, run.folder)
+    if audit:
+        audit_before(experiment, node, run.folder)
     train_set = dataset_of(experiment, node, "train", augment=True, run_dir=run.folder)
+    if content is not None:
+        take_classes(node["model"], content["config"]["model"])
+    teacher = pin_teacher(node["model"], train_set) if content is None else None
     pin_classes(node["model"], train_set)
     checkpoint.seed_everything(run.seed)
     model = model_of(node, pretrained=content is None).to(device)
+    start = _start(model, node) if content is None else None
+    if teacher is not None:
+        teacher.load(model)
     if dist.rank():  # the processes share their weights, not the draws of dropout
         checkpoint.seed_everything(run.seed + dist.rank())
     check_pairs(metrics, model.views)
+    check_scores(metrics, classifies=model.classifies)
     if train_set.views is not None:
         model.refuse_views(train_set.views)
     for sentence in advise_on(train_set):
@@ -74,6 +106,8 @@ def train(config: Mapping[str, Any]) -> Path:
         f"model {node['model']['proto']}: {size / 1e6:.2f} M parameters, {learned / 1e6:.2f} M "
         "learnable"
     )
+    if frozen := describe(model, model.parts()):
+        console.say(frozen)
     validator = Validator(scored, metrics, device)
     dist.on_main(run.create)
     kept = {**node, "ckpt": None, "overwrite": False, "seed": run.seed}
@@ -88,7 +122,8 @@ def train(config: Mapping[str, Any]) -> Path:
         data=hashes_of(
             experiment, {k: v.dataset for k, v in {"train": train_loader, **scored}.items()}
         ),
-        trained_on=train_loader.dataset.members(),
+        trained_on=_seen(train_loader.dataset, content, start, teacher),
+        labels_of=_labels_of(model, train_loader.dataset, content, start, teacher),
     )
     if content is not None:
         trainor.load(content, source)
@@ -99,11 +134,61 @@ def train(config: Mapping[str, Any]) -> Path:
         if at.step >= trainor.total_steps:
             console.say("already finished; raise trainor.epochs or max_steps to go on")
     dist.on_main(lambda: checkpoint.remove(old))
+    if start is not None:
+        dist.on_main(lambda: start.write(run.init_file))
     run.save_config(kept)
     trainor.fit()
     dist.gather_objects(None)  # none leaves while another still talks to it
     console.say(f"done: {run.folder}; score it with vilmedic-ssl ensemble {run.config_file}")
     return run.folder
+
+
+def _start(model: PretrainingModel, node: Mapping[str, Any]) -> Start | None:
+    """Fill a new model with the weights that `init_from` names, if it does."""
+    from vilmedic_ssl.executors.init_weights import start_from
+
+    if node["init_from"] is None:
+        return None
+    start = start_from(model, node["init_from"])
+    console.say(start.describe())
+    return start
+
+
+def _seen(
+    dataset: MedicalDataset,
+    content: Mapping[str, Any] | None,
+    start: Start | None,
+    teacher: Teacher | None,
+) -> Tensor:
+    """The images that the weights have learned from: those of this training, of the weights it
+    started from, and of its teacher; a checkpoint that is resumed remembers the last two.
+    """
+    import torch
+
+    before = [] if content is None else [content["trained_on"]]
+    before += [origin.trained_on for origin in (start, teacher) if origin is not None]
+    members = dataset.members()
+    return torch.cat([members, *before]).unique() if before else members
+
+
+def _labels_of(
+    model: PretrainingModel,
+    dataset: MedicalDataset,
+    content: dict[str, Any] | None,
+    start: Start | None,
+    teacher: Teacher | None,
+) -> Tensor:
+    """The images whose labels the weights have learned from, gathered as `_seen` does."""
+    import torch
+
+    from vilmedic_ssl.data.budget_rows import labelled_members
+    from vilmedic_ssl.executors import checkpoint
+
+    taken = "labels" in (*model.takes, *model.may_take)
+    known = [labelled_members(dataset) if taken else torch.empty(0, dtype=torch.int64)]
+    known += [] if content is None else [checkpoint.labels_of(content)]
+    known += [origin.labels_of for origin in (start, teacher) if origin is not None]
+    return torch.cat(known).unique()
 
 
 def _old_files(run: Any, overwrite: bool) -> list[Path]:
@@ -124,6 +209,28 @@ def _old_files(run: Any, overwrite: bool) -> list[Path]:
             "name= or seed=, or replace it with overwrite=true"
         )
     return old
+
+
+def _classes(dataset: MedicalDataset) -> np.ndarray:
+    """The class of each training image, for balanced sampling.
+
+    Raises:
+        UserError: several findings per image, or images without a class.
+    """
+    labels = dataset.labels
+    if labels is not None and labels.ndim == 1 and (labels >= 0).all():
+        return labels
+    problem = "this data has no labels"
+    if labels is not None:
+        problem = (
+            "this data has several findings per image, which cannot all come equally often"
+            if labels.ndim == 2
+            else "some training images have no label; leave them out with budget.unlabelled=drop"
+        )
+    raise UserError(
+        f"trainor.sampling: balanced needs one class per image, and {problem}; or "
+        "write trainor.sampling=shuffle"
+    )
 
 
 def _loaders(
@@ -154,6 +261,7 @@ def _loaders(
             seed=run.seed,
             shuffle=training,
             drop_last=training and settings.drop_last,
+            classes=_classes(dataset) if training and settings.sampling == "balanced" else None,
             rank=dist.rank(),
             ranks=ranks,
         )
@@ -175,6 +283,6 @@ def _loaders(
     size = experiment.validator.batch_size or settings.batch_size
     scored = {}
     for split in dict.fromkeys(experiment.validator.splits):
-        dataset = dataset_of(experiment, node, split, augment=True, run_dir=run.folder)
+        dataset = dataset_of(experiment, node, split, augment=True, run_dir=run.folder, scored=True)
         scored[split] = loader(dataset, size, training=False)
     return train_loader, scored

@@ -3,7 +3,8 @@ batch.
 """
 
 from vilmedic_ssl.losses.contrastive import moco_v3, nt_xent
-from vilmedic_ssl.losses.labels import label_entropy
+from vilmedic_ssl.losses.distillation import distillation
+from vilmedic_ssl.losses.labels import label_entropy, ordinal_entropy
 from vilmedic_ssl.losses.redundancy import barlow_twins, vicreg
 from vilmedic_ssl.losses.regression import byol, sim_siam
 from vilmedic_ssl.losses.self_distillation import dino
@@ -12,9 +13,11 @@ __all__ = [
     "barlow_twins",
     "byol",
     "dino",
+    "distillation",
     "label_entropy",
     "moco_v3",
     "nt_xent",
+    "ordinal_entropy",
     "sim_siam",
     "vicreg",
 ]

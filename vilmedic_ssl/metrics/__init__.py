@@ -1,15 +1,27 @@
 """Pure functions on arrays: what a representation is worth, and how sure we are of it.
 
 Shape letters: N reference rows, M scored rows, D features, C classes or findings, K neighbours, R
-draws. Labels are (N,) integers for one class per row, or (N, C) in {0, 1, nan} for findings, nan
-meaning unknown.
+draws. Labels are (N,) integers for one class per row, -1 meaning unlabelled, or (N, C) in
+{0, 1, nan} for findings, nan meaning unknown. Scores leave out what is unlabelled or unknown.
 """
 
+from vilmedic_ssl.metrics.arrays import labelled
 from vilmedic_ssl.metrics.bootstrap import bootstrap, resample
 from vilmedic_ssl.metrics.calibration import brier, ece, reliability
-from vilmedic_ssl.metrics.classify import accuracy, balanced_accuracy
+from vilmedic_ssl.metrics.classify import (
+    PerClass,
+    Task,
+    accuracy,
+    balanced_accuracy,
+    confusion,
+    medmnist,
+    per_class,
+    per_finding,
+    prevalence,
+    top_k,
+)
 from vilmedic_ssl.metrics.contrast import contrastive_accuracy
-from vilmedic_ssl.metrics.grounding import grounding_cnr
+from vilmedic_ssl.metrics.grounding import energy_inside, grounding_cnr, pointing_game
 from vilmedic_ssl.metrics.health import (
     alignment,
     effective_rank,
@@ -19,11 +31,15 @@ from vilmedic_ssl.metrics.health import (
     uniformity,
 )
 from vilmedic_ssl.metrics.knn import knn, knn_scores
-from vilmedic_ssl.metrics.probe import linear_probe
+from vilmedic_ssl.metrics.linear_head import linear_head
+from vilmedic_ssl.metrics.probe import LinearProbe, fit_probe, linear_probe
 from vilmedic_ssl.metrics.ranking import auprc, auroc, columns, macro, one_hot
 from vilmedic_ssl.metrics.retrieval import retrieval
 
 __all__ = [
+    "LinearProbe",
+    "PerClass",
+    "Task",
     "accuracy",
     "alignment",
     "auprc",
@@ -32,20 +48,31 @@ __all__ = [
     "bootstrap",
     "brier",
     "columns",
+    "confusion",
     "contrastive_accuracy",
     "ece",
     "effective_rank",
+    "energy_inside",
     "feature_std",
+    "fit_probe",
     "grounding_cnr",
     "knn",
     "knn_purity",
     "knn_scores",
+    "labelled",
+    "linear_head",
     "linear_probe",
     "macro",
+    "medmnist",
     "one_hot",
+    "per_class",
+    "per_finding",
+    "pointing_game",
+    "prevalence",
     "reliability",
     "resample",
     "retrieval",
     "silhouette",
+    "top_k",
     "uniformity",
 ]

@@ -53,6 +53,17 @@ def as_labels(y: Any, name: str, *, rows: int) -> np.ndarray:
     return array.astype(np.int64)
 
 
+def labelled(y: Any) -> np.ndarray:
+    """(N,) bool: the rows with a label. Unlabelled are class -1 or nan, (N,), and findings, (N, C),
+    of which none is known.
+    """
+    array = np.asarray(y)
+    if array.dtype.kind not in "iuf":  # names of classes
+        return np.ones(len(array), dtype=bool)
+    known = np.asarray(array >= 0)
+    return known if array.ndim == 1 else np.asarray(known.any(axis=1))
+
+
 def unit_rows(x_ND: np.ndarray) -> np.ndarray:
     """Rows divided by their Euclidean length; a zero row stays zero."""
     length_N1 = np.linalg.norm(x_ND, axis=1, keepdims=True)

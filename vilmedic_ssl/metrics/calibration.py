@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from vilmedic_ssl.errors import UserError
+from vilmedic_ssl.metrics.ranking import one_hot
 
 
 def reliability(y: Any, p: Any, *, bins: int = 15) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -17,8 +18,8 @@ def reliability(y: Any, p: Any, *, bins: int = 15) -> tuple[np.ndarray, np.ndarr
 
     Args:
         y: (N,) in {0, 1, nan} with p (N,) the probability of 1; or (N,) classes with p (N, C): then
-            the
-            largest probability is judged, right or wrong.  nan labels (unknown) are left out.
+            the largest probability is judged, right or wrong. Rows whose label is nan or -1
+            (unknown) are left out.
 
     Returns:
         three (B,) arrays, B <= bins.
@@ -27,6 +28,7 @@ def reliability(y: Any, p: Any, *, bins: int = 15) -> tuple[np.ndarray, np.ndarr
         UserError: no known row, unequal lengths, or p outside [0, 1].
     """
     y_N, p_N = np.asarray(y, dtype=np.float64), np.asarray(p, dtype=np.float64)
+    y_N = np.where(y_N < 0, np.nan, y_N)
     if p_N.ndim == 2 and y_N.ndim == 1 and len(y_N) == len(p_N):
         y_N, p_N = np.where(np.isnan(y_N), np.nan, y_N == p_N.argmax(axis=1)), p_N.max(axis=1)
     if y_N.ndim != 1 or y_N.shape != p_N.shape or np.isnan(y_N).all() or bins < 1:
@@ -59,7 +61,16 @@ def ece(y: Any, p: Any, *, bins: int = 15) -> float:
 
 
 def brier(y: Any, p: Any) -> float:
-    """Mean squared distance of probability and truth, (N,) in {0, 1, nan} and (N,) in [0, 1]; nan
-    rows left out.
+    """Mean squared distance of probability and truth, in [0, 1] for two arrays (N,), y in {0, 1,
+    nan}; nan rows left out.
+
+    For classes, y (N,) and p (N, C), the squared distances are summed over the classes (Brier
+    1950): in [0, 2], and for two classes twice the binary number. Rows with label -1 are left out.
+    nan for no labelled row.
     """
-    return float(np.nanmean((np.asarray(p, np.float64) - np.asarray(y, np.float64)) ** 2))
+    y_N, p_N = np.asarray(y, np.float64), np.asarray(p, np.float64)
+    if p_N.ndim == 1:
+        square_N = (p_N - y_N) ** 2
+    else:
+        square_N = ((p_N - one_hot(y_N, p_N.shape[1])) ** 2).sum(axis=1)
+    return float(np.nanmean(square_N)) if (~np.isnan(square_N)).any() else float("nan")

@@ -84,5 +84,10 @@ def macro(values: np.ndarray) -> float:
 
 
 def one_hot(y_N: np.ndarray, classes: int) -> np.ndarray:
-    """(N,) classes -> (N, C) in {0, 1}: each class against the rest."""
-    return (np.asarray(y_N)[:, None] == np.arange(classes)).astype(np.float64)
+    """(N,) classes -> (N, C) in {0, 1}: each class against the rest; -1 (unlabelled) becomes a row
+    of nan.
+    """
+    y_N = np.asarray(y_N)
+    hot_NC = (y_N[:, None] == np.arange(classes)).astype(np.float64)
+    hot_NC[y_N < 0] = np.nan
+    return hot_NC

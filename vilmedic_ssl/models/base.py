@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from vilmedic_ssl.errors import UserError
+from vilmedic_ssl.nets.freezing import Part, parts_of
+from vilmedic_ssl.nets.vision import VisualEncoder
 
 
 class PretrainingModel(nn.Module):
@@ -29,6 +31,10 @@ class PretrainingModel(nn.Module):
         may_take: entries that `rows` takes where the dataset gives them.
         forward_batch_size: samples per forward pass; a larger batch goes through the gradient
             cache.
+        judged: beginning of the names of the encoder's tensors that `encode` reads: what another
+            model that starts from this one (`init_from`) gets as its `cnn.`.
+        fresh: beginnings of names of tensors that `init_from` leaves as they are.
+        classifies: True when `encode` gives `scores`.
     """
 
     coupled: bool = False
@@ -36,6 +42,9 @@ class PretrainingModel(nn.Module):
     takes: tuple[str, ...] = ()
     may_take: tuple[str, ...] = ()
     forward_batch_size: int | None = None
+    judged: str = "cnn."
+    fresh: tuple[str, ...] = ()
+    classifies: bool = False
 
     def rows(self, images: Tensor, **taken: Tensor) -> tuple[Tensor, ...]:
         """(B, V, C, H, W) -> tensors with B rows, the first an embedding (B, D)."""
@@ -48,7 +57,9 @@ class PretrainingModel(nn.Module):
         raise TypeError(f"{type(self).__name__} defines no score()")
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
-        """(B, C, H, W) -> `encoder` (B, D) before the projection and `visual` (B, P) after it."""
+        """(B, C, H, W) -> `encoder` (B, D) before the projection and `visual` (B, P) after it; of
+        models that classify also `scores`, the probability of each class or finding (B, C).
+        """
         raise TypeError(f"{type(self).__name__} defines no encode()")
 
     def at_step(self, step: int, total: int) -> None:
@@ -58,6 +69,13 @@ class PretrainingModel(nn.Module):
 
     def after_step(self) -> None:
         """Called after each optimizer step: a target network follows, a centre moves."""
+
+    def parts(self) -> list[Part]:
+        """The encoder's stem and blocks in order; what is in none of them is the head. [] where
+        they are not known.
+        """
+        cnn = getattr(self, "cnn", None)
+        return parts_of(cnn) if isinstance(cnn, VisualEncoder) else []
 
     def no_decay(self) -> set[str]:
         """Names of parameters without weight decay, beyond those with one axis."""

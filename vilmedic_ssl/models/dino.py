@@ -48,6 +48,7 @@ class DINO(PretrainingModel):
     """
 
     may_take = ("local",)
+    judged = "target_cnn."
     center: Tensor
 
     def __init__(

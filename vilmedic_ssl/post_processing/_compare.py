@@ -13,6 +13,7 @@ import numpy as np
 from vilmedic_ssl import metrics
 from vilmedic_ssl.console import progress, warn
 from vilmedic_ssl.errors import UserError
+from vilmedic_ssl.post_processing._scores import widen
 from vilmedic_ssl.post_processing._shared import (
     Features,
     Source,
@@ -24,6 +25,7 @@ from vilmedic_ssl.post_processing._shared import (
 
 Scorer = Callable[[Source, str, np.ndarray], np.ndarray]
 """(source, key, (M, D) rows to score) -> (M, C) scores; it fetches what it fits on by itself."""
+TOP = 5  # with more classes than this, the share of images whose class is among the first five
 
 
 def compare(
@@ -57,7 +59,7 @@ def compare(
     for source in progress(sources, desc=plugin, unit="encoder"):
         name = key if source == "model" else "encoder"
         stacked = np.concatenate([rows_of(features.get(s, source), name) for s in splits])
-        made = _widen(scorer(source, name, stacked), len(parts[0].label_names))
+        made = widen(scorer(source, name, stacked), len(parts[0].label_names))
         scores.append(np.split(made, cuts))
     table: dict[str, Value] = {}
     for part, of_sources in zip(parts, zip(*scores, strict=True), strict=True):
@@ -65,7 +67,7 @@ def compare(
     yield from table.items()
     yield (
         f"{plugin}: every number with its interval",
-        _write(table, out / f"{plugin}_{features.tag}.json"),
+        write_table(table, out / f"{plugin}_{features.tag}.json"),
     )
 
 
@@ -97,13 +99,16 @@ def measure(y: np.ndarray, score_NC: np.ndarray) -> np.ndarray:
         return np.array([metrics.macro(auroc_C), metrics.macro(auprc_C), *auroc_C])
     chosen_N = score_NC.argmax(axis=1)
     auroc_C = metrics.columns(metrics.auroc, metrics.one_hot(y, score_NC.shape[1]), score_NC)
-    hits = metrics.accuracy(y, chosen_N), metrics.balanced_accuracy(y, chosen_N)
+    hits = [metrics.accuracy(y, chosen_N), metrics.balanced_accuracy(y, chosen_N)]
+    if score_NC.shape[1] > TOP:
+        hits.append(metrics.top_k(y, score_NC, k=TOP))
     return np.array([*hits, metrics.macro(auroc_C), *auroc_C])
 
 
 def metric_names(labels: np.ndarray, label_names: Sequence[str]) -> list[str]:
     """The order of `measure`: means first, then the AUROC of every class or finding."""
-    means = ["accuracy", "balanced_accuracy", "auroc"] if labels.ndim == 1 else ["auroc", "auprc"]
+    hits = ["accuracy", "balanced_accuracy", *["top5"] * (len(label_names) > TOP)]
+    means = [*hits, "auroc"] if labels.ndim == 1 else ["auroc", "auprc"]
     return means + [f"auroc/{name}" for name in label_names]
 
 
@@ -131,31 +136,42 @@ def _table(
     rows = ["", *(f"{name}/" for name in references), *(f"minus_{name}/" for name in references)]
     table: dict[str, Value] = {}
     for r, row in enumerate(rows):
-        for k in np.flatnonzero(np.isfinite(value_RK[r])):
-            triple = float(value_RK[r, k]), float(low_RK[r, k]), float(high_RK[r, k])
-            table[f"{part.name}/{plugin}/{row}{names[k]}"] = (
-                triple if np.isfinite(triple).all() else triple[0]
-            )
+        paths = [f"{part.name}/{plugin}/{row}{name}" for name in names]
+        table |= triples(paths, value_RK[r], low_RK[r], high_RK[r])
     undefined = [names[k].removeprefix("auroc/") for k in np.flatnonzero(np.isnan(value_RK[0]))]
-    if undefined:
-        warn(
-            f"{plugin}: {', '.join(undefined)} cannot be scored on {part.name} (fewer than two "
-            f"classes known there, or none in train); left out of the means"
-        )
-    if found.redrawn > draws // 10:
-        warn(
-            f"{plugin}: {found.redrawn} bootstrap draws of {part.name} missed a class and were "
-            f"redrawn; read the intervals with care"
-        )
+    warn_of(plugin, part.name, undefined, found.redrawn if found.redrawn > draws // 10 else 0)
     return table
 
 
-def _widen(score_MC: np.ndarray, classes: int) -> np.ndarray:
-    """Zero columns for classes that occur nowhere in training."""
-    return np.pad(score_MC, ((0, 0), (0, max(0, classes - score_MC.shape[1]))))
+def triples(
+    names: Sequence[str], value_K: np.ndarray, low_K: np.ndarray, high_K: np.ndarray
+) -> dict[str, Value]:
+    """name -> (value, low, high), or the value alone where there is no interval; without what is
+    undefined.
+    """
+    table: dict[str, Value] = {}
+    for name, *triple in zip(names, value_K, low_K, high_K, strict=True):
+        value, low, high = map(float, triple)
+        if np.isfinite(value):
+            table[name] = (value, low, high) if np.isfinite([low, high]).all() else value
+    return table
 
 
-def _write(table: dict[str, Value], path: Path) -> Path:
+def warn_of(plugin: str, split: str, undefined: Sequence[str], redrawn: int) -> None:
+    """Say which classes have no score on a split, and when draws had to be repeated."""
+    if undefined:
+        warn(
+            f"{plugin}: {', '.join(undefined)} cannot be scored on {split} (fewer than two "
+            f"classes known there, or none in train); left out of the means"
+        )
+    if redrawn:
+        warn(
+            f"{plugin}: {redrawn} bootstrap draws of {split} missed a class and were "
+            f"redrawn; read the intervals with care"
+        )
+
+
+def write_table(table: dict[str, Value], path: Path) -> Path:
     """{name: {value[, low, high]}} as JSON."""
     keys = "value", "low", "high"
     data = {

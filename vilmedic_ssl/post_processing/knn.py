@@ -10,7 +10,8 @@ import numpy as np
 
 from vilmedic_ssl import metrics
 from vilmedic_ssl.post_processing._compare import compare
-from vilmedic_ssl.post_processing._shared import Features, Source, Value, labels_of, rows_of
+from vilmedic_ssl.post_processing._scores import labelled_rows
+from vilmedic_ssl.post_processing._shared import Features, Source, Value
 from vilmedic_ssl.registry import proto
 
 
@@ -44,7 +45,7 @@ def knn(
     """
 
     def scorer(source: Source, name: str, rows: np.ndarray) -> np.ndarray:
-        train = features.get("train", source)
-        return metrics.knn_scores(rows_of(train, name), labels_of(train, "knn"), rows, k=k, tau=tau)
+        bank_x, bank_y = labelled_rows(features.get("train", source), name, "knn")
+        return metrics.knn_scores(bank_x, bank_y, rows, k=k, tau=tau)
 
     yield from compare(features, out, "knn", scorer, key=key, references=references, draws=draws)

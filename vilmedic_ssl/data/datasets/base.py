@@ -84,6 +84,14 @@ class MedicalDataset(torch.utils.data.Dataset[dict[str, Any]]):
         """(C, h, w) float32 in [0, 1]: the evaluation view before normalisation."""
         raise TypeError(f"{type(self).__name__} holds no pictures")
 
+    def mask(self, index: int, finding: str) -> Tensor | None:
+        """(h, w) bool: where in the evaluation view a finding is; None where the data does not say.
+
+        Raises:
+            UserError: its file is unreadable.
+        """
+        return None
+
     def ready(self, workers: int = 0) -> None:
         """Decode into memory or cache where the keys ask for it; the loader calls it."""
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from torch import Tensor
 
 from vilmedic_ssl.compat import require
 from vilmedic_ssl.data.datasets.base import Context, ImageRecords
 from vilmedic_ssl.data.images import ImageFiles
+from vilmedic_ssl.data.masks import outline, read_masks
 from vilmedic_ssl.data.paths import safe_join
 from vilmedic_ssl.data.splits import FRACTIONS, split_patients
 from vilmedic_ssl.data.transforms import Transform
@@ -77,6 +80,9 @@ class Manifest(ImageRecords):
         blank: what an empty cell becomes, likewise.
         filter: values to keep per column, for example {view: [PA, AP]}.
         fractions: share of the splits, made by patient, when there is no `split` column.
+        masks: CSV file below root with the outlines of findings, for plug-ins that ask where a
+            model looks: columns path (as in the manifest), finding (a label's name) and mask (an
+            image as large as the one it belongs to, bright inside; relative to this file).
         transform: how files become tensors.
     """
 
@@ -92,6 +98,7 @@ class Manifest(ImageRecords):
         blank: Policy | dict[str, Policy] = "negative",
         filter: dict[str, Any] = {},  # noqa: B006 (never written to)
         fractions: dict[str, float] = FRACTIONS,  # noqa: B006 (never written to)
+        masks: str | None = None,
         transform: Transform = Transform(),  # noqa: B008 (frozen)
     ):
         table = read_table(manifest)
@@ -150,6 +157,8 @@ class Manifest(ImageRecords):
         self.files = ImageFiles(
             [safe_join(base, row["path"]) for row in rows], transform, augment=context.augment
         )
+        self.outlines = safe_join(base, masks) if masks else None
+        self.named = {row["path"] for row in table}
 
     def _cell(self, row: Row, column: str, uncertain: Any, blank: Any) -> float:
         """1, 0 or nan for one label cell."""
@@ -166,6 +175,18 @@ class Manifest(ImageRecords):
             )
         policy, default = (blank, "negative") if value is None else (uncertain, "ignore")
         return VALUE[policy.get(column, default) if isinstance(policy, dict) else policy]
+
+    @cached_property
+    def masks(self) -> dict[tuple[str, str], list[Path]]:
+        """Read when first asked for: training has no use for them."""
+        return {} if self.outlines is None else read_masks(self.outlines, self.named)
+
+    def mask(self, index: int, finding: str) -> Tensor | None:
+        files = self.masks.get((self.ids[index], finding))
+        if not files:
+            return None
+        height, width = self.decoded(index).shape[-2:]
+        return self.files.pipeline.mask(outline(files, (height, width)))
 
     def item(self, index: int, seed: int) -> dict[str, Any]:
         return {**super().item(index, seed), "text": self.texts[index]}

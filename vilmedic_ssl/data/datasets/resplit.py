@@ -179,6 +179,10 @@ class Resplit(MedicalDataset):
         home, i = self.chosen[index]
         return self.homes[home].picture(i)
 
+    def mask(self, index: int, finding: str) -> Tensor | None:
+        home, i = self.chosen[index]
+        return self.homes[home].mask(i, finding)
+
     def ready(self, workers: int = 0) -> None:
         for home in self.homes.values():
             home.ready(workers)

@@ -63,7 +63,7 @@ class ImageDataset(ImageRecords):
             ViLMedic's `transforms.Compose([...])` text; null = resize, random crop, flip for
             training and resize to the crop for evaluation.
         views: random views per image in training; null = 1, or those of a two-view text.
-        second, local, local_views, local_crop: as in `transform` of the other datasets.
+        before, second, local, local_views, local_crop: as in `transform` of the other datasets.
         channels, mean, std, load_memory, cache, cache_gb: as in `transform` of the other datasets.
         patient_pattern: regular expression whose group 1 (or match) in the line names the patient.
     """
@@ -84,6 +84,7 @@ class ImageDataset(ImageRecords):
         custom_transform_train: str | list[Any] | None = None,
         custom_transform_validate: str | list[Any] | None = None,
         views: int | None = None,
+        before: list[Any] = (),  # type: ignore[assignment]
         second: str | list[Any] | None = None,
         local: str | list[Any] | None = None,
         local_views: int = 0,
@@ -118,6 +119,7 @@ class ImageDataset(ImageRecords):
                 "train": custom_transform_train,
                 "evaluate": custom_transform_validate,
                 "views": views,
+                "before": before,
                 "second": second,
                 "local": local,
                 "local_views": local_views,

@@ -51,8 +51,8 @@ def _locked(lock: Path, doing: str) -> int:
             fcntl.flock(handle, fcntl.LOCK_EX)
         except OSError as error:
             console.warn(
-                f"files cannot be locked in {lock.parent} ({error.strerror}); do not run the same "
-                "download twice at once"
+                f"files cannot be locked in {lock.parent} ({error.strerror}); do not start the "
+                "same twice at once"
             )
             return handle
         if _is_still(lock, handle):

@@ -1,0 +1,235 @@
+"""A flow: what is run, what is taken from before, what is compared, and how it ends."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vilmedic_ssl.cli import main
+from vilmedic_ssl.data.budget import Budget
+from vilmedic_ssl.data.datasets.manifest import read_table
+from vilmedic_ssl.errors import ConfigError
+from vilmedic_ssl.executors import checkpoint
+from vilmedic_ssl.executors.flow import FlowSettings, Stage, slug, steps, told
+from vilmedic_ssl.experiment import load_config, training
+
+CNN = {"proto": "CNN", "backbone": "test_resnet", "in_chans": 1}
+CLASSIFIER = {"proto": "Classifier", "cnn": CNN}
+
+
+def flow(phantom, folder, **more):
+    """A flow with every kind of stage, in a few steps."""
+    stages = {
+        "pretrain": {
+            "labels": False,
+            "dataset": {"transform": {"views": 2}},
+            "model": {"proto": "SimCLR", "cnn": CNN},
+            "trainor": {"batch_size": 16},
+        },
+        "supervised": {"model": CLASSIFIER, "trainor": {}},
+        "linear": {"after": "pretrain", "judge": "linear_probe"},
+        "random": {"judge": "knn", "model": {"proto": "SimCLR", "cnn": CNN}},
+        "finetune": {"after": "pretrain", "model": CLASSIFIER, "trainor": {}},
+        "distil": {
+            "after": "finetune",
+            "unlabelled": "keep",
+            "model": {"proto": "Distillation", "cnn": CNN},
+            "trainor": {},
+        },
+    }
+    node = {
+        "name": "flow",
+        "ckpt_dir": str(folder),
+        "num_workers": 0,
+        "device": "cpu",
+        "dataset": {
+            "proto": "Manifest",
+            "manifest": str(phantom / "manifest.csv"),
+            "label": "dominant",
+            "transform": {
+                "resize": 32,
+                "crop": 32,
+                "channels": "gray",
+                "views": 1,
+                "cache": True,
+                "train": [{"RandomRotation": {"degrees": 5}}],
+            },
+        },
+        "trainor": {
+            "optim_params": {"lr": 1e-3},
+            "batch_size": 16,
+            "epochs": 50,
+            "max_steps": 2,
+        },
+        "flow": {
+            "seeds": [0, 1],
+            "budgets": [{"samples": 12}, {"fraction": 1.0}],
+            "baseline": "supervised",
+            "draws": 40,
+            "stages": stages,
+        },
+    }
+    node["flow"].update(more)
+    path = folder / "flow.yml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(node, sort_keys=False))
+    return path
+
+
+def test_every_kind_of_stage_ends_in_one_table(phantom, tmp_path, capfd):
+    path = flow(phantom, tmp_path)
+    assert main(["train", str(path)]) == 0
+    told = capfd.readouterr()
+    folder = tmp_path / "flow"
+    with (folder / "flow.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    judged = {"supervised", "linear", "random", "finetune", "distil"}
+    assert {row["stage"] for row in rows} == judged
+    assert {row["budget"] for row in rows} == {"12 images", "100 %"}
+    assert len(rows) == len(judged) * 2 * 2  # two budgets, two metrics
+    few = [row for row in rows if row["budget"] == "12 images"]
+    assert all(0 < float(row["images"]) <= 12 for row in few)
+    assert all(float(r["low"]) <= float(r["mean"]) <= float(r["high"]) for r in rows)
+    assert all((row["minus"] == "") == (row["stage"] == "supervised") for row in rows)
+    assert "finetune against supervised, by accuracy" in told.out
+    page = (folder / "flow.html").read_text()
+    assert "learning" in page.lower() and (folder / "learning_curve.png").is_file()
+
+    # the labels differ from seed to seed, the pretraining is one per seed
+    assert len(list(folder.glob("pretrain-*"))) == 1
+    assert len(list(folder.glob("pretrain-*/last_*.pth"))) == 2
+    # once more: nothing to do, the same numbers
+    before = (folder / "flow.csv").read_text()
+    assert main(["train", str(path)]) == 0
+    assert " 0 to do" in capfd.readouterr().err
+    assert main(["ensemble", str(path)]) == 0
+    assert (folder / "flow.csv").read_text() == before
+    # a stage alone, from the config it left behind
+    capfd.readouterr()
+    (student,) = folder.glob("distil-12*")
+    assert main(["ensemble", str(student / "config_0.yml"), "num_workers=0"]) == 0
+
+
+def test_a_killed_flow_goes_on(phantom, tmp_path, monkeypatch, capfd):
+    """Stopped inside a stage, it ends as if it had not been."""
+    small = {"seeds": [0], "budgets": [{"samples": 12}]}
+    whole = flow(phantom, tmp_path / "whole", **small)
+    assert main(["train", str(whole)]) == 0
+    path = flow(phantom, tmp_path / "cut", **small)
+    real, ran = training.train, []
+
+    def dies(config, *, audit=True):
+        ran.append(config["name"])
+        if len(ran) == 3:
+            real({**config, "trainor": {**config["trainor"], "max_steps": 1}}, audit=audit)
+            raise KeyboardInterrupt
+        return real(config, audit=audit)
+
+    monkeypatch.setattr(training, "train", dies)
+    assert main(["train", str(path)]) == 130
+    monkeypatch.setattr(training, "train", real)
+    capfd.readouterr()
+    assert main(["train", str(path)]) == 0
+    assert "resumed from" in capfd.readouterr().err
+    first, second = (p.parent / "flow" for p in (whole, path))
+    assert (first / "flow.csv").read_text() == (second / "flow.csv").read_text()
+    for file in first.glob("*/last_0.pth"):
+        other = second / file.relative_to(first)
+        a, b = (checkpoint.read(p)["model"] for p in (file, other))
+        assert all((a[name] == b[name]).all() for name in a), file
+
+
+def test_a_planted_leak_stops_the_flow_and_names_the_patient(phantom, tmp_path, capfd):
+    folder = tmp_path / "leaky"
+    shutil.copytree(phantom, folder)
+    rows = read_table(folder / "manifest.csv")
+    train = next(row for row in rows if row["split"] == "train")
+    test = next(row for row in rows if row["split"] == "test")
+    test["patient"] = train["patient"]
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    path = flow(folder, tmp_path / "ckpt")
+    assert main(["train", str(path)]) == 4
+    assert train["patient"] in capfd.readouterr().err
+    assert not list((tmp_path / "ckpt/flow").glob("*/last_*"))
+
+
+def test_what_cannot_be_had_is_left_out_and_said(phantom, tmp_path, capfd):
+    path = flow(phantom, tmp_path, seeds=[0], budgets=[{"samples": 12}])
+    node = yaml.safe_load(path.read_text())
+    stages = node["flow"]["stages"]
+    node["flow"]["stages"] = {
+        "supervised": stages["supervised"],
+        "foreign": {"init_from": "nowhere.pth", "optional": True, **stages["supervised"]},
+    }
+    path.write_text(yaml.safe_dump(node, sort_keys=False))
+    assert main(["train", str(path)]) == 0
+    assert "foreign, 12 images, seed 0 was left out" in capfd.readouterr().out
+    held = json.loads((tmp_path / "flow/flow.json").read_text())
+    assert {row["stage"] for row in held["rows"]} == {"supervised"}
+    node["flow"]["stages"]["foreign"]["optional"] = False
+    path.write_text(yaml.safe_dump(node, sort_keys=False))
+    assert main(["train", str(path)]) == 2
+    assert "nowhere.pth" in capfd.readouterr().err
+
+
+STAGES = {
+    "pretrain": Stage(labels=False, model={"proto": "A"}, trainor={"lr": 1}),
+    "linear": Stage(after="pretrain", judge="linear_probe"),
+    "fine": Stage(after="pretrain", model={"proto": "B"}, trainor={"lr": 2}),
+    "base": Stage(model={"proto": "B"}, trainor={"lr": 3}),
+}
+
+
+def keys_of(stages, data="d", **shared):
+    settings = FlowSettings(stages=stages, seeds=[0, 1], budgets=[Budget(samples=5), Budget()])
+    plan = list(steps(settings, shared, dict.fromkeys(stages, data)))
+    return {(s.name, s.budget and told(s.budget), s.seed): s.key for s in plan}
+
+
+def test_a_step_is_named_by_all_that_decides_what_comes_out():
+    keys = keys_of(STAGES)
+    assert len(keys) == 2 * (1 + 3 * 2)
+    assert keys["fine", "100 %", 0] == keys["fine", "100 %", 1]  # seeds share a folder
+    assert keys == keys_of(STAGES, device="cuda", num_workers=3)
+    assert not set(keys.values()) & set(keys_of(STAGES, data="other").values())
+    other = {**STAGES, "pretrain": Stage(labels=False, model={"proto": "A"}, trainor={"lr": 9})}
+    changed = {name for (name, *_), key in keys_of(other).items() if key not in keys.values()}
+    assert changed == {"pretrain", "linear", "fine"}
+
+
+@pytest.mark.parametrize(
+    "stages, sentence",
+    [
+        ({"a": Stage(after="b", judge="knn")}, "no stage 'b' before it"),
+        ({"a": Stage()}, "write a model"),
+        ({**STAGES, "x": Stage(after="pretrain")}, "write linear_probe or knn"),
+        ({"a": STAGES["pretrain"]}, "none has labels"),
+        ({"a b": STAGES["base"]}, "letters, digits"),
+        ({"a": Stage(labels=False, judge="knn", model={})}, "judged by another one"),
+    ],
+)
+def test_a_flow_that_cannot_run_says_so(stages, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        FlowSettings(stages=stages)
+
+
+def test_names_of_budgets():
+    budgets = [Budget(fraction=0.01), Budget(samples=100), Budget(samples_per_class=10), Budget()]
+    assert [told(b) for b in budgets] == ["1 %", "100 images", "10 per class", "100 %"]
+    slugs = [slug(b) for b in [*budgets, Budget(fraction=0.01, keep={"a": 0.5})]]
+    assert len(set(slugs)) == 5 and all(" " not in s and "/" not in s for s in slugs)
+
+
+def test_a_wrong_key_of_a_stage_is_named(phantom, tmp_path):
+    path = flow(phantom, tmp_path)
+    with pytest.raises(ConfigError, match=r"flow.stages.finetune: model.selectr"):
+        load_config(path, ["flow.stages.finetune.model.selectr=1"])
+    with pytest.raises(ConfigError, match=r"flow.stages.finetune.aftr: there is no such key"):
+        load_config(path, ["flow.stages.finetune.aftr=pretrain"])
+    assert Path(tmp_path, "flow").exists() is False

@@ -1,0 +1,146 @@
+"""Tensors from any file of weights: a checkpoint of ours, or what other programs write."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vilmedic_ssl import registry
+from vilmedic_ssl.errors import ConfigError, UserError
+from vilmedic_ssl.executors import checkpoint
+
+# Where other programs keep the weights; a moving average and a teacher first, which are judged.
+ENTRIES = (
+    *("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model"),
+    *("teacher", "student", "online_encoder", "encoder", "net", "module"),
+)
+WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
+REFUSED = re.compile(r"GLOBAL (\S+) was not")  # how torch names what `weights_only` refuses
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a file holds.
+
+    Attributes:
+        path: the file.
+        tensors: by name, on the CPU.
+        judged: where the encoder is that the model was judged by, `cnn.` for example; None in
+            files of other programs.
+        trained_on: members of the images it has learned from, (N,) int64; empty where unknown;
+            labels_of: of those whose labels it has learned from.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    judged: str | None
+    trained_on: Tensor
+    labels_of: Tensor
+
+
+def read_weights(source: str | Path) -> Weights:
+    """The weights of a run folder (best checkpoint, else the last), or of one file.
+
+    Nothing in a file is executed. A checkpoint of ours gives its moving average where it has one.
+
+    Raises:
+        UserError: nothing there; damaged; no weights in it; objects beside the weights.
+    """
+    path = _file(Path(source).expanduser())
+    content: Any = _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
+    if isinstance(content, dict) and set(content) >= checkpoint.OF_A_RUN:
+        tensors = content["ema"] or content["model"]
+        seen = content["trained_on"], checkpoint.labels_of(content)
+        return Weights(path, tensors, _judged(content["config"]), *seen)
+    none = torch.empty(0, dtype=torch.int64)
+    return Weights(path, _tensors(content, path), None, none, none)
+
+
+def _file(path: Path) -> Path:
+    if not path.is_dir():
+        if not path.is_file():
+            raise UserError(
+                f"init_from: there is no {path}; write a run folder, a checkpoint or a file of "
+                "weights (.pth, .pt, .bin, .ckpt, .safetensors)"
+            )
+        return path
+    best = checkpoint.ranked(path)
+    last = sorted(path.glob("last_*.pth"), key=lambda p: p.stat().st_mtime)
+    if not best and not last:
+        raise UserError(
+            f"init_from: {path} holds no checkpoint; train it first, or name a file of weights"
+        )
+    return best[0] if best else last[-1]
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise UserError(
+            f"init_from: {path.name} needs the package safetensors; install it (pip install "
+            "safetensors)"
+        ) from error
+    try:
+        return load_file(path)
+    except Exception as error:  # safetensors raises a class of its own
+        raise UserError(
+            f"init_from: {path} is no readable safetensors file ({error}); take another one"
+        ) from error
+
+
+def _torch(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen kinds for damaged files
+        found = REFUSED.search(str(error))
+        if found is None:
+            kind = "a TorchScript program" if "TorchScript" in str(error) else "damaged"
+            raise UserError(
+                f"init_from: {path} is not a readable file of weights ({kind}, or of another "
+                "kind); save a state_dict with torch.save"
+            ) from error
+        raise UserError(
+            f"init_from: {path} holds an object of {found[1]} beside the weights, and reading "
+            "objects runs code, which is refused; where the file comes from, write its weights "
+            f"alone: content = torch.load({path.name!r}, weights_only=False); "
+            'torch.save(content["state_dict"], "weights.pth"), or content.state_dict() where '
+            "the content is a whole model"
+        ) from error
+
+
+def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict in what another program saved, without what wrappers put before names."""
+    found = _of(content)
+    if not found and isinstance(content, Mapping):
+        inner = [name for name in (*ENTRIES, *content) if _of(content.get(name))]
+        found = _of(content[inner[0]]) if inner else {}
+    if not found:
+        keys = list(map(str, content))[:6] if isinstance(content, Mapping) else []
+        told = f"its entries are {', '.join(keys)}" if keys else f"a {type(content).__name__}"
+        raise UserError(f"init_from: no tensors with names in {path} ({told}); save a state_dict")
+    for wrapper in WRAPPERS:
+        if all(name.startswith(wrapper) for name in found):
+            found = {name.removeprefix(wrapper): tensor for name, tensor in found.items()}
+    return found
+
+
+def _of(content: Any) -> dict[str, Tensor]:
+    """The tensors with names in a mapping; empty for anything else."""
+    if not isinstance(content, Mapping):
+        return {}
+    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def _judged(config: Mapping[str, Any]) -> str | None:
+    """Which encoder the model of a config is judged by; None for one of a plug-in not loaded."""
+    try:
+        return getattr(registry.find(config["model"]["proto"], folder="models"), "judged", None)
+    except (ConfigError, KeyError):
+        return None

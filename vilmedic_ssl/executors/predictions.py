@@ -1,0 +1,71 @@
+"""Class scores of a split in a file, with all that comparing them takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vilmedic_ssl.errors import UserError
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Scores of one model on one split.
+
+    Attributes:
+        ids: (N,) names of the samples.
+        patients: (N,) group of each; None = unknown.
+        labels: (N,) int64 or (N, C) float32 in {0, 1, nan}.
+        label_names: C names.
+        scores: (N, C) float32.
+        trained: how many labelled training images taught the model, by class or finding, (C,).
+    """
+
+    ids: list[str]
+    patients: list[str] | None
+    labels: np.ndarray
+    label_names: list[str]
+    scores: np.ndarray
+    trained: np.ndarray
+    images: int
+
+    def save(self, path: Path) -> None:
+        """Write an .npz of plain arrays."""
+        arrays = {
+            "ids": np.array(self.ids),
+            "labels": self.labels,
+            "label_names": np.array(self.label_names),
+            "scores": self.scores.astype(np.float32),
+            "trained": self.trained,
+            "images": np.array(self.images),
+        }
+        if self.patients is not None:
+            arrays["patients"] = np.array(self.patients)
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        partial.replace(path)
+
+
+def read_predictions(path: Path) -> Predictions:
+    """What `Predictions.save` wrote.
+
+    Raises:
+        UserError: damaged file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            held = {name: file[name] for name in file.files}
+        return Predictions(
+            held["ids"].tolist(),
+            held["patients"].tolist() if "patients" in held else None,
+            held["labels"],
+            held["label_names"].tolist(),
+            held["scores"],
+            held["trained"],
+            int(held["images"]),
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it, and it is made again") from error

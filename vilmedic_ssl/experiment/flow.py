@@ -1,0 +1,393 @@
+"""A flow end to end: its stages trained or taken from an earlier start, then one comparison."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vilmedic_ssl import console
+from vilmedic_ssl.config import digest
+from vilmedic_ssl.errors import ConfigError, Diverged, UserError
+from vilmedic_ssl.executors.flow import FlowSettings, Stage, Step, config_of, steps, told
+from vilmedic_ssl.executors.settings import AuditSettings, EnsemblorSettings
+from vilmedic_ssl.experiment.settings import check, typed
+from vilmedic_ssl.registry import find, load_plugins
+from vilmedic_ssl.schema import build, complete, conform, plain, schema
+
+if TYPE_CHECKING:
+    from vilmedic_ssl.executors.predictions import Predictions
+
+SHARED = ("dataset", "split_file", "trainor", "validator", "audit", "device", "num_workers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowExperiment:
+    """The top level of a config with a flow.
+
+    Attributes:
+        name: the flow lives in <ckpt_dir>/<name>/, each stage in a folder below it.
+        ckpt_dir: folder of all runs.
+        device, num_workers, plugins, split_file, audit: as for a single experiment.
+        dataset: the data of all stages; a stage's own keys stand on top.
+        trainor, validator: likewise, for the stages that are trained.
+        ensemblor: `batch_size` is that of scoring; the rest is for `ensemble` on a stage alone.
+        flow: stages, seeds, label budgets, comparison.
+    """
+
+    name: str
+    ckpt_dir: str = "ckpt"
+    device: str | None = None
+    num_workers: int | None = None
+    plugins: list[str] = ()  # type: ignore[assignment]
+    dataset: dict
+    split_file: str | None = None
+    audit: AuditSettings | None = AuditSettings()
+    trainor: dict | None = None
+    validator: dict | None = None
+    ensemblor: EnsemblorSettings = EnsemblorSettings()
+    flow: FlowSettings
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.ckpt_dir) / self.name
+
+
+def check_flow(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A flow's config as plain data, complete, every stage's experiment checked too.
+
+    Raises:
+        ConfigError: whatever is wrong with it.
+    """
+    load_plugins(conform(node.get("plugins") or [], list[str], "plugins"))
+    checked = complete(node, FlowExperiment, "")
+    settings, shared = flow_of(checked), shared_of(checked)
+    for name, stage in settings.stages.items():
+        if stage.model is not None:
+            budget = settings.budgets[0] if stage.labels else None
+            config = {**config_of(stage, shared, budget), "name": name}
+            _checked(name, config if stage.after is None else started(config, stage.after))
+    return checked
+
+
+def started(config: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """An experiment whose model is taught by `source` where it has a teacher, and starts from the
+    weights of `source` otherwise.
+    """
+    model = dict(config["model"])
+    if "teacher" in schema(find(model.get("proto", ""), folder="models", where="model.proto")):
+        return {**config, "model": {**model, "teacher": source}}
+    return {**config, "init_from": source}
+
+
+def flow_of(checked: Mapping[str, Any]) -> FlowSettings:
+    """The typed `flow` section."""
+    from vilmedic_ssl.data.budget import Budget
+
+    node = dict(checked["flow"])
+    node["stages"] = {
+        name: build(keys, cls=Stage, where=f"flow.stages.{name}")
+        for name, keys in node["stages"].items()
+    }
+    node["budgets"] = [
+        build(keys, cls=Budget, where=f"flow.budgets.{i}")
+        for i, keys in enumerate(node["budgets"] or [{"fraction": 1.0}])
+    ]
+    return FlowSettings(**node)
+
+
+def shared_of(checked: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a flow that each of its experiments takes."""
+    given = {key: checked[key] for key in SHARED if checked[key] is not None or key == "audit"}
+    return {**given, "plugins": checked["plugins"], "ckpt_dir": checked["ckpt_dir"]}
+
+
+def _checked(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """An experiment of a stage, checked; sentences name the stage."""
+    try:
+        return check(config)
+    except ConfigError as error:
+        raise ConfigError(f"flow.stages.{name}: {error}") from error
+
+
+def run_flow(config: Mapping[str, Any], *, only_table: bool = False) -> Path:
+    """Run what is not done yet, then write table, plot and page; returns the flow's folder.
+
+    Args:
+        only_table: train nothing; UserError when something is missing.
+
+    Raises:
+        UserError, Leak, Interrupted: as training does.
+        Diverged: a stage did, at the end: the others are in the table.
+    """
+    from vilmedic_ssl import dist
+    from vilmedic_ssl.executors.flow_table import as_text, cells, in_words, write
+    from vilmedic_ssl.report_flow import write_flow_report
+
+    checked = check_flow(plain(config))
+    flow, settings = FlowExperiment(**_sections(checked)), flow_of(checked)
+    dist.start(dist.choose_device(flow.device))
+    shared = shared_of(checked)
+    data = _data(settings, shared, flow.folder)
+    plan = list(steps(settings, shared, data))
+    made, lost = _Runner(flow, settings, plan, only_table=only_table).run()
+    if dist.rank() != 0:
+        return flow.folder
+    by_budget = _arranged(settings, plan, made)
+    found = cells(
+        by_budget, baseline=settings.baseline, names=settings.metrics, draws=settings.draws
+    )
+    words = in_words(found, settings.metrics[0], settings.baseline)
+    about = {
+        "split": settings.split,
+        "seeds": list(settings.seeds),
+        "baseline": settings.baseline,
+        "draws": settings.draws,
+        "words": words,
+        "missing": lost,
+    }
+    write(found, flow.folder, about)
+    report = write_flow_report(
+        flow.folder, title=flow.name, cells=found, about=about, config=checked
+    )
+    console.result(as_text(found, settings.metrics, settings.baseline))
+    for sentence in [*words, *lost]:
+        console.result(sentence)
+    console.result(f"report {report}")
+    diverged = [sentence for sentence in lost if "diverged" in sentence]
+    if diverged:
+        raise Diverged("; ".join(diverged))
+    return flow.folder
+
+
+def compare_again(config: Mapping[str, Any]) -> dict[str, float | str]:
+    """Table, plot and page once more from what the stages predicted; the means, by
+    "<split>/<stage>/<budget>/<metric>".
+
+    Raises:
+        UserError: a step has not been run.
+    """
+    folder = run_flow(config, only_table=True)
+    held = json.loads((folder / "flow.json").read_text(encoding="utf-8"))
+    return {
+        f"{held['split']}/{row['stage']}/{row['budget']}/{row['metric']}": row["mean"]
+        for row in held["rows"]
+    }
+
+
+def _sections(checked: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **checked,
+        "ensemblor": build(checked["ensemblor"], cls=EnsemblorSettings, where="ensemblor"),
+        "flow": flow_of(checked),
+    }
+
+
+def _data(settings: FlowSettings, shared: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """A hash of each stage's data, which is audited first, into `folder`.
+
+    Raises:
+        Leak: between the splits of a stage's data.
+    """
+    from vilmedic_ssl.errors import MissingSplit
+    from vilmedic_ssl.experiment.audit import audit_before
+    from vilmedic_ssl.experiment.data import dataset_of
+
+    audited: dict[str, str] = {}
+    hashes = {}
+    for name, stage in settings.stages.items():
+        config = config_of(stage, shared)
+        node = _checked(name, {**config, "name": name, "model": _ANY, "validator": {}})
+        experiment = typed(node)
+        key = digest([node["dataset"].get(k) for k in sorted(node["dataset"]) if k != "transform"])
+        if key not in audited:
+            audit_before(experiment, node, folder)
+            parts = []
+            for split in ("train", "validate", settings.split):
+                try:
+                    parts.append(dataset_of(experiment, node, split).fingerprint())
+                except MissingSplit:
+                    if split != "validate":
+                        raise
+            audited[key] = digest(parts)
+        hashes[name] = audited[key]
+    return hashes
+
+
+_ANY = {"proto": "Classifier", "cnn": {"proto": "CNN", "backbone": "resnet18"}}
+"""Stands for the model of a stage that has none, where only its data is looked at."""
+
+
+class _Runner:
+    """Runs the steps of a plan in order, skipping what is done."""
+
+    def __init__(
+        self,
+        flow: FlowExperiment,
+        settings: FlowSettings,
+        plan: Sequence[Step],
+        *,
+        only_table: bool,
+    ):
+        self.flow, self.settings, self.plan, self.only_table = flow, settings, plan, only_table
+        self.features: tuple[Any, Any] = (None, None)
+
+    def run(self) -> tuple[dict[tuple[str, str | None, int], Predictions], list[str]]:
+        """Predictions by (stage, budget, seed), and a sentence per step that is missing."""
+        from vilmedic_ssl import dist
+        from vilmedic_ssl.executors.predictions import read_predictions
+
+        made: dict[tuple[str, str | None, int], Predictions] = {}
+        gone: dict[int, str] = {}  # by id of the step
+        lost: list[str] = []
+        start, todo = time.monotonic(), sum(not self._done(step) for step in self.plan)
+        console.say(f"flow {self.flow.folder}: {len(self.plan)} steps, {todo} to do")
+        ran = 0
+        for number, step in enumerate(self.plan, 1):
+            if step.source is not None and id(step.source) in gone:
+                gone[id(step)] = gone[id(step.source)]
+                lost.append(f"{step.told}: left out, since {gone[id(step)]}")
+                continue
+            if not dist.on_main(partial(self._done, step)):
+                if self.only_table:
+                    raise UserError(
+                        f"{step.told} has not been run; run the flow with `vilmedic-ssl train` and "
+                        "the same words"
+                    )
+                left = (time.monotonic() - start) / ran * (todo - ran) if ran else None
+                rest = "" if left is None else f", about {_clock(left)} left"
+                console.say(f"[{number}/{len(self.plan)}] {step.told}{rest}")
+                try:
+                    self._make(step)
+                except Diverged as error:
+                    gone[id(step)] = f"{step.told} diverged"
+                    lost.append(f"{step.told} diverged: {error}")
+                    continue
+                except UserError as error:
+                    if not step.stage.optional:
+                        raise
+                    gone[id(step)] = f"{step.told} was left out"
+                    lost.append(f"{step.told} was left out: {error}")
+                    console.warn(lost[-1])
+                    continue
+                ran += 1
+            if step.stage.judged_by and dist.rank() == 0:
+                budget = None if step.budget is None else told(step.budget)
+                made[step.name, budget, step.seed] = read_predictions(self._scores(step))
+        return made, lost
+
+    # -- where things are --------------------------------------------------------------------------
+
+    def _folder(self, step: Step) -> Path:
+        return self.flow.folder / step.folder
+
+    def _scores(self, step: Step) -> Path:
+        return self._folder(step) / f"predictions_{self.settings.split}_{step.seed}.npz"
+
+    def _mark(self, step: Step) -> Path:
+        return self._folder(step) / f"done_{step.seed}.json"
+
+    def _done(self, step: Step) -> bool:
+        trained = not step.stage.trains or self._mark(step).is_file()
+        return trained and (not step.stage.judged_by or self._scores(step).is_file())
+
+    def _checkpoint(self, step: Step) -> Path | None:
+        """The checkpoint of a step, or of the one whose encoder it judges; None = untrained."""
+        from vilmedic_ssl.executors import checkpoint
+
+        if step.stage.model is None:
+            assert step.source is not None
+            return self._checkpoint(step.source)
+        if not step.stage.trains:
+            return None
+        return checkpoint.find(self._folder(step), step.stage.checkpoint, step.seed)
+
+    # -- doing -------------------------------------------------------------------------------------
+
+    def _make(self, step: Step) -> None:
+        """Train and judge a step, unless another process just did."""
+        from vilmedic_ssl import dist
+        from vilmedic_ssl.data.fetching.lock import only_one
+
+        folder = self._folder(step)
+        dist.on_main(lambda: folder.mkdir(parents=True, exist_ok=True))
+        place, main = folder / str(step.seed), dist.rank() == 0
+        with only_one(place, f"running {step.told}") if main else nullcontext():
+            if step.stage.trains and not dist.on_main(self._mark(step).is_file):
+                self._train(step)
+            if step.stage.judged_by and not dist.on_main(self._scores(step).is_file):
+                dist.on_main(lambda: self._judge(step))
+
+    def _train(self, step: Step) -> None:
+        from vilmedic_ssl import dist
+        from vilmedic_ssl.experiment.training import train
+
+        resumed = (self._folder(step) / f"last_{step.seed}.pth").is_file()
+        config = {**self._config(step), "ckpt": "last" if resumed else None}
+        begin = time.monotonic()
+        train(config, audit=False)
+        mark = {"seconds": round(time.monotonic() - begin, 1), "resumed": resumed}
+        dist.on_main(lambda: self._mark(step).write_text(json.dumps(mark) + "\n") and None)
+
+    def _config(self, step: Step) -> dict[str, Any]:
+        """The experiment of a step, ready to be trained or scored."""
+        config = {
+            **step.config,
+            "name": f"{self.flow.name}/{step.folder}",
+            "seed": step.seed,
+            "ensemblor": {"batch_size": self.flow.ensemblor.batch_size},
+        }
+        owner = step
+        while owner.stage.model is None:  # judged as it is: the model is that of its source
+            assert owner.source is not None
+            owner = owner.source
+        config["model"] = dict(owner.config["model"])
+        source = None if step.source is None else self._checkpoint(step.source)
+        if step.stage.model is not None and source is not None:
+            config = started(config, str(source))
+        return _checked(step.name, config)
+
+    def _judge(self, step: Step) -> None:
+        """Write the class scores of a step."""
+        from vilmedic_ssl.experiment.judging import Judged, predictions
+
+        node = self._config(step)
+        whole = {**node, "budget": None}
+        path = self._checkpoint(step)
+        owner = step.source if step.stage.model is None else step
+        key = (path, owner and owner.folder, digest(node["dataset"]), step.seed)
+        if self.features[0] != key:
+            self.features = key, Judged(whole, path, step.seed, self.settings.split)
+        found = predictions(self.features[1], node, step.stage.judged_by or "classifier")
+        found.save(self._scores(step))
+
+
+def _arranged(
+    settings: FlowSettings,
+    plan: Sequence[Step],
+    made: Mapping[tuple[str, str | None, int], Predictions],
+) -> dict[str, dict[str, list[Predictions]]]:
+    """budget -> stage -> predictions by seed; a stage that lacks a seed at a budget is left out.
+
+    Raises:
+        UserError: nothing is left.
+    """
+    found: dict[str, dict[str, list[Predictions]]] = {}
+    for budget in map(told, settings.budgets):
+        for name, stage in settings.stages.items():
+            of_seeds = [made.get((name, budget, seed)) for seed in settings.seeds]
+            if stage.judged_by and all(one is not None for one in of_seeds):
+                found.setdefault(budget, {})[name] = [one for one in of_seeds if one is not None]
+    if not found:
+        raise UserError("flow: every stage lacks some seed, so there is nothing to compare")
+    return found
+
+
+def _clock(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{max(1, minutes)} min"

@@ -1,0 +1,149 @@
+"""Do maps lie where findings are? Beside chance, the usual place of the finding, and an untrained
+network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from vilmedic_ssl import metrics
+from vilmedic_ssl.metrics.bootstrap import Resampled
+from vilmedic_ssl.nets.saliency import upscaled
+from vilmedic_ssl.post_processing._maps import CHUNK, Explained, Mapper
+from vilmedic_ssl.post_processing._shared import Features, Value, labels_of
+
+MEANS = ("energy_inside", "energy_elsewhere", "pointing_game")  # of one network's maps
+NUMBERS = (
+    *("chance", *MEANS, *(f"random_init/{name}" for name in MEANS)),
+    *("minus_chance/energy_inside", "minus_chance/pointing_game", "minus_elsewhere/energy_inside"),
+    *("random_init/minus_chance/energy_inside", "random_init/minus_chance/pointing_game"),
+    *("random_init/minus_elsewhere/energy_inside",),
+    *("minus_random_init/energy_inside", "minus_random_init/pointing_game"),
+)
+
+
+@dataclass(frozen=True)
+class Outlined:
+    """A finding that is there: number of the image, class, (H, W) bool outline."""
+
+    image: int
+    c: int
+    inside: np.ndarray
+
+
+def measure(
+    features: Features,
+    split: str,
+    name: str,
+    networks: Sequence[Explained],
+    mapper: Mapper,
+    *,
+    most: int,
+    draws: int,
+) -> Iterator[tuple[str, Value]]:
+    """How much of the maps lies inside the outlines of findings; nothing where there are none.
+
+    Args:
+        networks: the trained and the untrained one.
+        most: findings measured at most.
+
+    Yields:
+        "<split>/<name>/<metric>" as in `NUMBERS`, then chance and energy_inside by finding, as
+        (value, low, high) by bootstrap over patients.
+    """
+    part = features.get(split)
+    found = outlined(features, split, most)
+    if not found:
+        return
+    rows_NK = _rows(features, split, found, networks, mapper)
+    names = part.ids if part.patients is None else part.patients
+    groups = np.array([names[item.image] for item in found])
+    drawn = {"draws": draws, "seed": features.seed}
+    whole = metrics.resample(_compared, rows_NK, groups=groups, **drawn)
+    yield from _values(f"{split}/{name}", NUMBERS, whole)
+    of_N = np.array([item.c for item in found])
+    for c in np.unique(of_N):
+        mine = metrics.resample(_of_class, rows_NK[of_N == c], groups=groups[of_N == c], **drawn)
+        label = part.label_names[c]
+        yield from _values(f"{split}/{name}", (f"chance/{label}", f"energy_inside/{label}"), mine)
+
+
+def outlined(features: Features, split: str, most: int) -> list[Outlined]:
+    """The true findings that have an outline, at most so many, chosen at random."""
+    part, data = features.get(split), features.dataset(split)
+    labels = labels_of(part, "maps")
+    one = labels.ndim == 1
+    true = [(i, c) for i, c in enumerate(labels) if c >= 0] if one else np.argwhere(labels == 1)
+    mixed = np.random.default_rng(features.seed).permutation(len(true))
+    found: list[Outlined] = []
+    for i, c in (map(int, true[k]) for k in mixed):
+        if len(found) == most:
+            break
+        inside = data.mask(i, part.label_names[c])
+        if inside is not None and inside.any():
+            found.append(Outlined(i, c, inside.numpy()))
+    return sorted(found, key=lambda item: (item.image, item.c))
+
+
+def _rows(
+    features: Features,
+    split: str,
+    found: Sequence[Outlined],
+    networks: Sequence[Explained],
+    mapper: Mapper,
+) -> np.ndarray:
+    """(N, 1 + 3 per network): the share of the area, then `MEANS`."""
+    place = {
+        c: np.sum([item.inside for item in found if item.c == c], axis=0)
+        for c in {item.c for item in found}
+    }
+    count = {c: sum(item.c == c for item in found) for c in place}
+    rows: list[list[float]] = []
+    for at in range(0, len(found), CHUNK):
+        some = found[at : at + CHUNK]
+        images = features.inputs(split, [item.image for item in some])
+        maps = [network.maps(mapper, images, [item.c for item in some]) for network in networks]
+        for k, item in enumerate(some):
+            rows.append([float(item.inside.mean())])
+            others = count[item.c] - 1
+            elsewhere = (place[item.c] - item.inside) / others if others else None
+            for maps_Bhw in maps:
+                map_1hw = torch.from_numpy(maps_Bhw[k : k + 1])
+                heat = upscaled(map_1hw, item.inside.shape)[0].numpy()
+                rows[-1] += [
+                    metrics.energy_inside(heat, item.inside),
+                    np.nan if elsewhere is None else metrics.energy_inside(heat, elsewhere),
+                    metrics.pointing_game(heat, item.inside),
+                ]
+    return np.array(rows)
+
+
+def _compared(rows_NK: np.ndarray) -> np.ndarray:
+    """Rows as `_rows` gives them -> `NUMBERS`."""
+    chance, *six = _mean(rows_NK)
+    trained, untrained = np.array(six[:3]), np.array(six[3:])
+    against = [np.array([x[0] - chance, x[2] - chance, x[0] - x[1]]) for x in (trained, untrained)]
+    return np.concatenate([[chance], trained, untrained, *against, (trained - untrained)[[0, 2]]])
+
+
+def _of_class(rows_NK: np.ndarray) -> np.ndarray:
+    return _mean(rows_NK[:, :2])
+
+
+def _mean(rows_NK: np.ndarray) -> np.ndarray:
+    """Over the rows where a number is defined; nan where it is nowhere."""
+    known_NK = ~np.isnan(rows_NK)
+    with np.errstate(invalid="ignore"):
+        return np.where(known_NK, rows_NK, 0).sum(axis=0) / known_NK.sum(axis=0)
+
+
+def _values(where: str, names: Sequence[str], found: Resampled) -> Iterator[tuple[str, Value]]:
+    """Numbers that are defined, with an interval where there is one."""
+    for name, value, low, high in zip(names, found.value, *found.interval(), strict=True):
+        if np.isfinite(value):
+            triple = float(value), float(low), float(high)
+            yield f"{where}/{name}", triple if np.isfinite(triple).all() else triple[0]

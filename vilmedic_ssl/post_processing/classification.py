@@ -1,0 +1,204 @@
+"""What a trained classifier's own class scores are worth."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from vilmedic_ssl import metrics
+from vilmedic_ssl.console import warn
+from vilmedic_ssl.errors import UserError
+from vilmedic_ssl.post_processing._compare import TOP, triples, warn_of, write_table
+from vilmedic_ssl.post_processing._reliability import draw_reliability
+from vilmedic_ssl.post_processing._scores import own_scores
+from vilmedic_ssl.post_processing._shared import Features, SplitFeatures, Value, labels_of
+from vilmedic_ssl.registry import proto
+
+
+@proto
+def classification(
+    features: Features,
+    out: Path,
+    *,
+    draws: int = 1000,
+    bins: int = 15,
+    save_predictions: bool = True,
+) -> Iterator[tuple[str, Value]]:
+    """Score the class probabilities that the model itself gives, on every split but train.
+
+    For one class per image the decision is the most probable class; a finding is found when its
+    probability is above 0.5. Images without a label and findings that are not known are left out.
+    Several checkpoints answer with the mean of their probabilities.
+
+    Args:
+        draws: bootstrap draws of patients for the 95 % intervals; below 20 there are none.
+        bins: bins of equally many images for the calibration error and the reliability plot.
+        save_predictions: write `predictions_<split>_<tag>.csv` for every split, train too: id,
+            patient, label (or one column label/<finding> each), score/<name> for every class.
+
+    Yields:
+        accuracy, balanced_accuracy, top5 (beyond five classes), auroc, auprc, f1, brier, and auroc,
+        auprc, precision, recall and f1 of each class or finding (auroc/<name>) with intervals;
+        prevalence, ece, medmnist/auc and medmnist/acc without; a reliability plot of each split,
+        and `classification_<tag>.json`. For findings accuracy and the like are means over findings.
+
+    Raises:
+        UserError: the model gives no class scores, or nothing is labelled.
+    """
+    table: dict[str, Value] = {}
+    for split in features.splits:
+        part = features.get(split)
+        score_NC = own_scores(part, "classification")
+        if save_predictions:
+            path = out / f"predictions_{split}_{features.tag}.csv"
+            yield f"class scores of every image of {split}", write_predictions(part, score_NC, path)
+        if split == "train":
+            continue
+        y = labels_of(part, "classification")
+        if not metrics.labelled(y).any():
+            warn(f"classification: no image of {split} is labelled, so it has no numbers")
+            continue
+        table |= _table(part, y, score_NC, draws=draws, bins=bins, seed=features.seed)
+        path = out / f"classification_{features.tag}_{split}_reliability.png"
+        draw_reliability(
+            y, score_NC, part.label_names, path, title=f"Calibration, {split}", bins=bins
+        )
+        yield f"calibration, {split}: when the model says 80 %, is it right in 80 % of cases?", path
+    if not table:
+        raise UserError(
+            "classification: there is nothing to score; write ensemblor.splits: [validate, test] "
+            "and give these splits labels"
+        )
+    yield from table.items()
+    path = out / f"classification_{features.tag}.json"
+    yield "classification: every number with its interval", write_table(table, path)
+
+
+def _table(
+    part: SplitFeatures,
+    y: np.ndarray,
+    score_NC: np.ndarray,
+    *,
+    draws: int,
+    bins: int,
+    seed: int,
+) -> dict[str, Value]:
+    """Every number of one split."""
+    measure = _of_classes if y.ndim == 1 else _of_findings
+    names = list(measure(y, score_NC, part.label_names))
+
+    def numbers(y: np.ndarray, score_NC: np.ndarray) -> np.ndarray:
+        return np.array(list(measure(y, score_NC, part.label_names).values()))
+
+    found = metrics.resample(numbers, y, score_NC, groups=part.patients, draws=draws, seed=seed)
+    undefined = [n for n in part.label_names if np.isnan(found.value[names.index(f"auroc/{n}")])]
+    redrawn = found.redrawn if found.redrawn > draws // 10 else 0
+    warn_of("classification", part.name, undefined, redrawn)
+    stem = f"{part.name}/classification/"
+    plain = {k: v for k, v in _plain(y, score_NC, part.label_names, bins).items() if v == v}
+    return triples([stem + name for name in names], found.value, *found.interval()) | {
+        stem + name: value for name, value in plain.items()
+    }
+
+
+def _of_classes(y: np.ndarray, score_NC: np.ndarray, names: list[str]) -> dict[str, float]:
+    chosen_N = score_NC.argmax(axis=1)
+    hot_NC = metrics.one_hot(y, len(names))
+    each = metrics.per_class(metrics.confusion(y, chosen_N, classes=len(names)))
+    top = {"top5": metrics.top_k(y, score_NC, k=TOP)} if len(names) > TOP else {}
+    return {
+        "accuracy": metrics.accuracy(y, chosen_N),
+        "balanced_accuracy": metrics.balanced_accuracy(y, chosen_N),
+        **top,
+        **_ranked(hot_NC, score_NC, names),
+        "f1": metrics.macro(each.f1),
+        "brier": metrics.brier(y, score_NC),
+        **_each(each, names),
+    }
+
+
+def _of_findings(y_NC: np.ndarray, score_NC: np.ndarray, names: list[str]) -> dict[str, float]:
+    hard_NC = (score_NC > 0.5).astype(np.float64)
+    ranked = _ranked(y_NC, score_NC, names)
+    defined_C = ~np.isnan([ranked[f"auroc/{name}"] for name in names])
+
+    def mean(fn: Callable[[np.ndarray, np.ndarray], float], said_NC: np.ndarray) -> float:
+        return metrics.macro(metrics.columns(fn, y_NC, said_NC))
+
+    balanced_C = metrics.columns(metrics.balanced_accuracy, y_NC, hard_NC)
+    each = metrics.per_finding(y_NC, score_NC)
+    return {
+        "accuracy": mean(metrics.accuracy, hard_NC),
+        "balanced_accuracy": metrics.macro(balanced_C[defined_C]),
+        **ranked,
+        "f1": metrics.macro(each.f1),
+        "brier": mean(metrics.brier, score_NC),
+        **_each(each, names),
+    }
+
+
+def _ranked(y_NC: np.ndarray, score_NC: np.ndarray, names: list[str]) -> dict[str, float]:
+    auroc_C = metrics.columns(metrics.auroc, y_NC, score_NC)
+    auprc_C = metrics.columns(metrics.auprc, y_NC, score_NC)
+    return {
+        "auroc": metrics.macro(auroc_C),
+        "auprc": metrics.macro(auprc_C),
+        **{f"auroc/{name}": float(v) for name, v in zip(names, auroc_C, strict=True)},
+        **{f"auprc/{name}": float(v) for name, v in zip(names, auprc_C, strict=True)},
+    }
+
+
+def _each(each: metrics.PerClass, names: list[str]) -> dict[str, float]:
+    kinds = {"precision": each.precision, "recall": each.recall, "f1": each.f1}
+    return {
+        f"{kind}/{name}": float(value)
+        for kind, values in kinds.items()
+        for name, value in zip(names, values, strict=True)
+    }
+
+
+def _plain(y: np.ndarray, score_NC: np.ndarray, names: list[str], bins: int) -> dict[str, float]:
+    """What has no interval: shares of the data, published definitions, and the calibration error,
+    which grows by resampling itself.
+    """
+    hot_NC = metrics.one_hot(y, len(names)) if y.ndim == 1 else y
+    share_C = np.array([metrics.prevalence(column) for column in hot_NC.T])
+    if y.ndim == 1:
+        task: metrics.Task = "binary-class" if len(names) == 2 else "multi-class"
+        error = metrics.ece(y, score_NC, bins=bins)
+    else:
+        task = "multi-label, binary-class"
+        known = ~np.isnan(y).all(axis=0) & ~np.isnan(score_NC).all(axis=0)
+        each = [metrics.ece(y[:, c], score_NC[:, c], bins=bins) for c in np.flatnonzero(known)]
+        error = metrics.macro(np.array(each))
+    auc, acc = metrics.medmnist(y, score_NC, task)
+    return {
+        "prevalence": metrics.macro(share_C[share_C > 0]),
+        **{f"prevalence/{name}": float(v) for name, v in zip(names, share_C, strict=True)},
+        "ece": error,
+        "medmnist/auc": auc,
+        "medmnist/acc": acc,
+    }
+
+
+def write_predictions(part: SplitFeatures, score_NC: np.ndarray, path: Path) -> Path:
+    """One line per image: id, patient, label(s) by name and score/<name>; unknown is empty."""
+    names, y = part.label_names, part.labels
+    findings = y is not None and y.ndim == 2
+    told = [f"label/{name}" for name in names] if findings else ["label"]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        write = csv.writer(file).writerow
+        write(["id", "patient", *told, *(f"score/{name}" for name in names)])
+        for i, name in enumerate(part.ids):
+            if y is None:
+                label = [""]
+            elif findings:
+                label = ["" if np.isnan(v) else str(int(v)) for v in y[i]]
+            else:
+                label = [names[y[i]] if y[i] >= 0 else ""]
+            patient = "" if part.patients is None else part.patients[i]
+            write([name, patient, *label, *(f"{value:.9g}" for value in score_NC[i])])
+    return path
