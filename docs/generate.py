@@ -15,7 +15,7 @@ sys.path.insert(0, str(REPOSITORY))
 from vilmedic_ssl.describe import meanings  # noqa: E402
 from vilmedic_ssl.executors.schedules import SCHEDULES  # noqa: E402
 from vilmedic_ssl.experiment import Experiment  # noqa: E402
-from vilmedic_ssl.experiment.flow import FlowExperiment  # noqa: E402
+from vilmedic_ssl.experiment.flow_config import FlowExperiment  # noqa: E402
 from vilmedic_ssl.registry import FOLDERS, find, protos  # noqa: E402
 from vilmedic_ssl.schema import REQUIRED, Key, schema, spell  # noqa: E402
 

@@ -6,113 +6,27 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vilmedic_ssl import console
 from vilmedic_ssl.config import digest
-from vilmedic_ssl.errors import ConfigError, Diverged, UserError
-from vilmedic_ssl.executors.flow import FlowSettings, Stage, Step, config_of, steps, told
-from vilmedic_ssl.executors.settings import AuditSettings, EnsemblorSettings
-from vilmedic_ssl.experiment.settings import check, typed
-from vilmedic_ssl.registry import find, load_plugins
-from vilmedic_ssl.schema import build, complete, conform, plain, schema
+from vilmedic_ssl.errors import Diverged, UserError
+from vilmedic_ssl.executors.flow import FlowSettings, Step, config_of, steps, told
+from vilmedic_ssl.experiment.flow_config import (
+    FlowExperiment,
+    check_flow,
+    checked_stage,
+    shared_of,
+    started,
+    typed_flow,
+)
+from vilmedic_ssl.experiment.settings import typed
+from vilmedic_ssl.schema import plain
 
 if TYPE_CHECKING:
     from vilmedic_ssl.executors.predictions import Predictions
-
-SHARED = ("dataset", "split_file", "trainor", "validator", "audit", "device", "num_workers")
-
-
-@dataclass(frozen=True, kw_only=True)
-class FlowExperiment:
-    """The top level of a config with a flow.
-
-    Attributes:
-        name: the flow lives in <ckpt_dir>/<name>/, each stage in a folder below it.
-        ckpt_dir: folder of all runs.
-        device, num_workers, plugins, split_file, audit: as for a single experiment.
-        dataset: the data of all stages; a stage's own keys stand on top.
-        trainor, validator: likewise, for the stages that are trained.
-        ensemblor: `batch_size` is that of scoring; the rest is for `ensemble` on a stage alone.
-        flow: stages, seeds, label budgets, comparison.
-    """
-
-    name: str
-    ckpt_dir: str = "ckpt"
-    device: str | None = None
-    num_workers: int | None = None
-    plugins: list[str] = ()  # type: ignore[assignment]
-    dataset: dict
-    split_file: str | None = None
-    audit: AuditSettings | None = AuditSettings()
-    trainor: dict | None = None
-    validator: dict | None = None
-    ensemblor: EnsemblorSettings = EnsemblorSettings()
-    flow: FlowSettings
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.ckpt_dir) / self.name
-
-
-def check_flow(node: Mapping[str, Any]) -> dict[str, Any]:
-    """A flow's config as plain data, complete, every stage's experiment checked too.
-
-    Raises:
-        ConfigError: whatever is wrong with it.
-    """
-    load_plugins(conform(node.get("plugins") or [], list[str], "plugins"))
-    checked = complete(node, FlowExperiment, "")
-    settings, shared = flow_of(checked), shared_of(checked)
-    for name, stage in settings.stages.items():
-        if stage.model is not None:
-            budget = settings.budgets[0] if stage.labels else None
-            config = {**config_of(stage, shared, budget), "name": name}
-            _checked(name, config if stage.after is None else started(config, stage.after))
-    return checked
-
-
-def started(config: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """An experiment whose model is taught by `source` where it has a teacher, and starts from the
-    weights of `source` otherwise.
-    """
-    model = dict(config["model"])
-    if "teacher" in schema(find(model.get("proto", ""), folder="models", where="model.proto")):
-        return {**config, "model": {**model, "teacher": source}}
-    return {**config, "init_from": source}
-
-
-def flow_of(checked: Mapping[str, Any]) -> FlowSettings:
-    """The typed `flow` section."""
-    from vilmedic_ssl.data.budget import Budget
-
-    node = dict(checked["flow"])
-    node["stages"] = {
-        name: build(keys, cls=Stage, where=f"flow.stages.{name}")
-        for name, keys in node["stages"].items()
-    }
-    node["budgets"] = [
-        build(keys, cls=Budget, where=f"flow.budgets.{i}")
-        for i, keys in enumerate(node["budgets"] or [{"fraction": 1.0}])
-    ]
-    return FlowSettings(**node)
-
-
-def shared_of(checked: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a flow that each of its experiments takes."""
-    given = {key: checked[key] for key in SHARED if checked[key] is not None or key == "audit"}
-    return {**given, "plugins": checked["plugins"], "ckpt_dir": checked["ckpt_dir"]}
-
-
-def _checked(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """An experiment of a stage, checked; sentences name the stage."""
-    try:
-        return check(config)
-    except ConfigError as error:
-        raise ConfigError(f"flow.stages.{name}: {error}") from error
 
 
 def run_flow(config: Mapping[str, Any], *, only_table: bool = False) -> Path:
@@ -130,7 +44,8 @@ def run_flow(config: Mapping[str, Any], *, only_table: bool = False) -> Path:
     from vilmedic_ssl.report_flow import write_flow_report
 
     checked = check_flow(plain(config))
-    flow, settings = FlowExperiment(**_sections(checked)), flow_of(checked)
+    flow = typed_flow(checked)
+    settings = flow.flow
     dist.start(dist.choose_device(flow.device))
     shared = shared_of(checked)
     data = _data(settings, shared, flow.folder)
@@ -180,14 +95,6 @@ def compare_again(config: Mapping[str, Any]) -> dict[str, float | str]:
     }
 
 
-def _sections(checked: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        **checked,
-        "ensemblor": build(checked["ensemblor"], cls=EnsemblorSettings, where="ensemblor"),
-        "flow": flow_of(checked),
-    }
-
-
 def _data(settings: FlowSettings, shared: Mapping[str, Any], folder: Path) -> dict[str, str]:
     """A hash of each stage's data, which is audited first, into `folder`.
 
@@ -202,7 +109,7 @@ def _data(settings: FlowSettings, shared: Mapping[str, Any], folder: Path) -> di
     hashes = {}
     for name, stage in settings.stages.items():
         config = config_of(stage, shared)
-        node = _checked(name, {**config, "name": name, "model": _ANY, "validator": {}})
+        node = checked_stage(name, {**config, "name": name, "model": _ANY, "validator": {}})
         experiment = typed(node)
         key = digest([node["dataset"].get(k) for k in sorted(node["dataset"]) if k != "transform"])
         if key not in audited:
@@ -350,7 +257,7 @@ class _Runner:
         source = None if step.source is None else self._checkpoint(step.source)
         if step.stage.model is not None and source is not None:
             config = started(config, str(source))
-        return _checked(step.name, config)
+        return checked_stage(step.name, config)
 
     def _judge(self, step: Step) -> None:
         """Write the class scores of a step."""

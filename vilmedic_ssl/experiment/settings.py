@@ -128,7 +128,7 @@ def load_config(
     if name is not None:
         node.setdefault("name", name)
     if "flow" in node:
-        from vilmedic_ssl.experiment.flow import check_flow
+        from vilmedic_ssl.experiment.flow_config import check_flow
 
         return yaml_config.freeze(check_flow(node))
     return yaml_config.freeze(check(node))
