@@ -18,6 +18,7 @@ from vilmedic_ssl.post_processing import classification_report as report_module
 from vilmedic_ssl.post_processing import confusion_matrix as confusion_module
 from vilmedic_ssl.post_processing import failure_gallery as gallery_module
 from vilmedic_ssl.post_processing import tsne_sweep as sweep_module
+from vilmedic_ssl.post_processing._reliability import bins_for
 from vilmedic_ssl.post_processing._scores import Scored, judge_of, scores_of
 from vilmedic_ssl.post_processing.classification import classification
 from vilmedic_ssl.post_processing.linear_probe import linear_probe
@@ -98,7 +99,7 @@ def test_numbers_of_classes_are_the_metrics(classes, tmp_path):
     for name, value in expected.items():
         triple = found[f"test/classification/{name}"]
         assert triple[0] == pytest.approx(value) and triple[1] <= triple[0] <= triple[2]
-    plain = {"ece": metrics.ece(y, p), "prevalence": 1 / classes, "prevalence/Nodule": None}
+    plain = {"ece": metrics.ece(y, p, bins=2), "prevalence": 1 / classes, "prevalence/Nodule": None}
     plain["medmnist/auc"], plain["medmnist/acc"] = metrics.medmnist(
         y, p, "binary-class" if classes == 2 else "multi-class"
     )
@@ -121,6 +122,21 @@ def test_numbers_of_findings_look_at_known_labels_only(tmp_path):
     brier = [((p[known[:, c], c] - y[known[:, c], c]) ** 2).mean() for c in range(3)]
     assert found["test/classification/brier"] == pytest.approx(np.mean(brier))
     assert not list(tmp_path.glob("predictions*"))
+
+
+@pytest.mark.parametrize(
+    "n, bins, expected", [(44, None, 2), (119, None, 5), (999, None, 15), (9, 7, 7)]
+)
+def test_bins_hold_twenty_images(n, bins, expected):
+    y = np.append(np.zeros(n), [-1, np.nan])
+    assert bins_for(y, bins) == expected
+
+
+def test_a_calibration_error_of_few_images_is_warned_of(tmp_path, capsys):
+    dict(classification(Made(sizes={"test": 60}, splits=["test"]), tmp_path, draws=0))
+    assert "with fewer than 100 the calibration error" in capsys.readouterr().err
+    dict(classification(Made(sizes={"test": 300}, splits=["test"]), tmp_path, draws=0))
+    assert "calibration" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("findings", [False, True])

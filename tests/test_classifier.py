@@ -191,8 +191,15 @@ def test_what_the_labels_say_is_written_into_the_config():
 @pytest.mark.parametrize(
     ("keys", "sentence"),
     [
-        ({"loss": {"class_weights": [1.0]}}, "1 numbers for 3 classes"),
-        ({"loss": {"class_weights": "balanced"}}, "balanced for 3 classes"),
+        ({"loss": {"class_weights": [1.0]}}, "there are 1 numbers for 3 classes; write 3, one per"),
+        (
+            {"loss": {"class_weights": "balanced"}},
+            "balanced for 3 classes is counted from a training split",
+        ),
+        (
+            {"loss": {"class_weights": "balansed"}},
+            "list of numbers or 'balanced', .*mean 'balanced'",
+        ),
         ({"loss": {"class_weights": [0, 0, 0]}}, "not all of them 0"),
         ({"loss": {"label_smoothing": 1.0}}, r"share in \[0, 1\)"),
         ({"classes": 1, "task": "ordinal"}, "2 or more"),
@@ -225,6 +232,9 @@ def test_training_tells_and_keeps_what_it_did(tiny, capsys):
     assert saved["classes"] == len(saved["loss"]["class_weights"]) == 6
     content = checkpoint.read(folder / "last_0.pth")
     assert content["model"]["head.bias"].shape == (5,)
+    sampled = {**config, "ckpt": "last", "trainor": {**config["trainor"], "sampling": "balanced"}}
+    with pytest.raises(UserError, match=r"with shuffle as trainor\.sampling, which its state"):
+        train(sampled)
     config["trainor"]["lr_scales"] = None
     with pytest.raises(UserError, match=r"trainor\.lr_scales, which its state depends on"):
         train({**config, "ckpt": "last"})

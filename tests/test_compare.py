@@ -74,6 +74,22 @@ def test_the_verb_writes_a_table_and_a_picture(tmp_path, capsys):
     assert (out / "compare.png").stat().st_size > 10_000
 
 
+def test_the_printed_table_holds_what_differs_and_fits(tmp_path, capsys, monkeypatch):
+    one = run_folder(tmp_path / "one", lr=0.1, results=RESULTS)
+    two = run_folder(tmp_path / "two", lr=0.5, results={"test/knn/accuracy": 0.7})
+    for wide, header, told in (
+        ("120", ["run", "lr", "test/knn/accuracy"], "best knn 0.300"),
+        ("30", ["run", "lr"], "no room here: test/knn/accuracy"),
+    ):
+        monkeypatch.setenv("COLUMNS", wide)
+        rows = compare([one, two], out=tmp_path / "out")
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].split() == header and told in "\n".join(lines[4:])
+        assert rows[0]["best knn"] == 0.3 and rows[0]["test/knn/accuracy"] == 0.5
+    compare([one], out=tmp_path / "out")  # alone it is equal to nothing
+    assert "best knn" in capsys.readouterr().out.splitlines()[0]
+
+
 def test_results_of_other_splits_are_warned_of(tmp_path, capsys):
     one = run_folder(tmp_path / "one", results=RESULTS)
     two = run_folder(tmp_path / "two", lr=2, results={**RESULTS, "split/hash": "other"})

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vilmedic_ssl import compat
-from vilmedic_ssl.errors import UserError
+from vilmedic_ssl.errors import Unobtainable
 
 
 def python(code):
@@ -67,5 +67,5 @@ def test_the_guard_is_installed_once():
 
 
 def test_a_missing_package_is_one_sentence():
-    with pytest.raises(UserError, match=r"pip install 'vilmedic_ssl\[umap\]'"):
+    with pytest.raises(Unobtainable, match=r"pip install 'vilmedic_ssl\[umap\]'"):
         compat.require("no_such_package_here", extra="umap")

@@ -12,8 +12,7 @@ from test_architecture import fresh
 
 from vilmedic_ssl import config as yaml_config
 from vilmedic_ssl.cli import main
-from vilmedic_ssl.describe import SECTIONS, describe, listing, opening
-from vilmedic_ssl.executors import settings
+from vilmedic_ssl.describe import SECTIONS, _section, describe, listing, opening
 from vilmedic_ssl.executors.settings import PostProcessing
 from vilmedic_ssl.registry import FOLDERS, find, protos
 from vilmedic_ssl.schema import REQUIRED, complete, conform, schema
@@ -45,7 +44,11 @@ def filled(node: dict[str, Any], obj: Any) -> dict[str, Any]:
             made[name] = example(key.annotation)
         elif isinstance(made[name], dict) and not isinstance(key.default, dict):
             inner = [c for c in (key.annotation, *typing.get_args(key.annotation)) if _keyed(c)]
-            made[name] = filled(made[name], inner[0]) if inner else made[name]
+            named = typing.get_origin(key.annotation) is dict
+            if inner and named:
+                made[name] = {k: filled(keys, inner[0]) for k, keys in made[name].items()}
+            elif inner:
+                made[name] = filled(made[name], inner[0])
     return made
 
 
@@ -57,7 +60,7 @@ def _keyed(annotation: Any) -> bool:
 def test_what_is_printed_is_accepted(name, tmp_path):
     node = read(describe(name), tmp_path)
     if name in SECTIONS:
-        obj = getattr(settings, f"{name.capitalize()}Settings")
+        obj = _section(name)
         node = filled(node[name], obj)
         assert complete(node, obj, name) == node
     elif name in protos("post_processing"):
@@ -83,10 +86,26 @@ def test_every_key_carries_its_meaning():
         and "# CSV or Parquet file with a `path` column" in text
     )
     assert "\n    # short side after reading, pixels" in text and "\n    resize: 256" in text
+    assert "cannot do without. (keys of Classifier, or text, or null)" in " ".join(
+        describe("Distillation").replace("\n  # ", " ").split()
+    )
     assert describe("CNN").startswith("# A timm network") and "proto: CNN\n" in describe("CNN")
     assert (
         opening("One. Two.") == "One." and opening("One e.g.two\nthree.\n\nFour.")[-6:] == "three."
     )
+
+
+def test_sections_of_many_blocks():
+    flow, sweep = yaml.safe_load(describe("flow"))["flow"], yaml.safe_load(describe("sweep"))
+    assert flow["stages"]["NAME"]["labels"] is True and flow["budgets"] == []
+    assert "low" in sweep["sweep"]["space"]["NAME"] and "each item with" in describe("flow")
+    assert yaml.safe_load(describe("budget"))["budget"]["unlabelled"] == "drop"
+
+
+def test_an_abbreviation_ends_no_sentence():
+    told = "A way (Bergstra et al. 2011, eq. 3). More."
+    assert opening(told) == told.removesuffix(" More.")
+    assert not [line for line in listing().splitlines() if line.endswith("et al.")]
 
 
 def test_listing_and_refusal(capsys):

@@ -125,6 +125,9 @@ def test_a_teacher_stands_in_for_labels_where_none_are_looked_at():
     node["teacher"] = {"classes": 5, "task": "findings"}
     pin_classes(node, Unlabelled())
     assert (node["classes"], node["task"]) == (5, "findings")
+    node["teacher"]["task"] = "ordinal"  # its class probabilities are what is taught
+    pin_classes(node, Unlabelled())
+    assert node["task"] == "classes"
     with pytest.raises(UserError, match="learns from labels, and this data has none"):
         pin_classes({**node, "loss": {"alpha": 0.9}}, Unlabelled())
 
@@ -182,6 +185,26 @@ def test_who_cannot_teach_is_one_sentence(tiny, teacher):
     config = resume.config_of("Distillation", [*tiny("student"), "dataset.label=view"])
     with pytest.raises(UserError, match="tells 6 classes apart, this data has"):
         train(config)
+
+
+def test_a_teacher_of_other_names_or_another_order_is_refused(tiny, teacher, tmp_path):
+    last = teacher / "last_0.pth"
+    content = checkpoint.read(last)
+    names = checkpoint.names_of(content)
+    assert names == content["label_names"] and len(names) == 6 and "Cardiomegaly" in names
+    config = resume.config_of("Distillation", tiny("student"))
+    config["trainor"] |= {"max_steps": 1}
+    config["model"]["teacher"] = str(tmp_path / "other.pth")
+    for other, told in (
+        ([names[1], names[0], *names[2:]], f"in another order: number 0 is {names[1]} there"),
+        ([*names[:5], "Fever"], f"other ones: number 5 is Fever there and {names[5]} here"),
+    ):
+        checkpoint.write({**content, "label_names": other}, tmp_path / "other.pth")
+        with pytest.raises(UserError, match=told):
+            train(config)
+    content.pop("label_names")  # a checkpoint from before names were kept
+    checkpoint.write(content, tmp_path / "other.pth")
+    assert checkpoint.names_of(checkpoint.read(train(config) / "last_0.pth")) == names
 
 
 def test_images_that_the_teacher_learned_from_are_not_scored(tiny, teacher, tmp_path):

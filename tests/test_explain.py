@@ -6,6 +6,7 @@ import csv
 
 import numpy as np
 import pytest
+import resume
 import timm
 import torch
 from methods import cases, node_of
@@ -16,7 +17,10 @@ from vilmedic_ssl.data.datasets.base import Context
 from vilmedic_ssl.data.masks import read_masks
 from vilmedic_ssl.data.transforms import Pipeline, Transform
 from vilmedic_ssl.errors import UserError
+from vilmedic_ssl.executors import checkpoint
 from vilmedic_ssl.executors.features import Features
+from vilmedic_ssl.experiment import train
+from vilmedic_ssl.post_processing import _heat
 from vilmedic_ssl.post_processing._inside import NUMBERS
 from vilmedic_ssl.post_processing._map_page import surest
 from vilmedic_ssl.post_processing.grad_cam import grad_cam
@@ -256,6 +260,23 @@ def test_explain_says_what_is_wrong(film, foreign, tmp_path, monkeypatch, more, 
     assert told in capsys.readouterr().err
 
 
+def test_the_picture_says_whose_map_is_empty(film, foreign, tmp_path, monkeypatch, capsys):
+    content = torch.load(foreign, weights_only=True)
+    head = content["state_dict"]["module.fc.weight"]
+    head[0] = -head[0].abs()  # what is averaged before it is never below 0
+    torch.save(content, tmp_path / "mine.pth")
+    drawn = []
+    monkeypatch.setattr(_heat, "page", lambda blocks, path, **keys: drawn.extend(blocks))
+    words = ["explain", film, "--weights", str(tmp_path / "mine.pth"), "--backbone", "test_resnet"]
+    words += ["--beside", "random", "--class", "0", "--out", str(tmp_path / "e.png")]
+    assert main(words) == 0
+    assert drawn[0].columns == ["image", "mine.pth: nothing speaks for it", "untrained"]
+    assert "classes; from the network's own classifier" in drawn[0].strips[0].caption
+    assert "nothing in the image speaks for class 0 in the map of mine.pth" in (
+        capsys.readouterr().err
+    )
+
+
 def test_explain_own_checkpoints(film, tiny, tmp_path, capsys):
     """One that classifies, by its own logit; one that does not, by a linear probe."""
     config = "config/SELFSUP/simclr-phantom.yml"
@@ -266,3 +287,19 @@ def test_explain_own_checkpoints(film, tiny, tmp_path, capsys):
     assert main([*words, "--backbone", "resnet18"]) == 2
     assert "knows its own" in capsys.readouterr().err
     assert Image.open(tmp_path / "e.png").width > 1000
+
+
+def test_class_names_come_with_the_checkpoint(film, tiny, tmp_path, capsys):
+    """The data of the training is not needed; older checkpoints need it, or have numbers."""
+    folder = train(resume.config_of("Classifier", [*tiny("own"), "trainor.max_steps=1"]))
+    path = folder / "last_0.pth"
+    content = checkpoint.read(path)
+    content["config"]["dataset"]["manifest"] = str(tmp_path / "gone.csv")
+    checkpoint.write(content, path)
+    words = ["explain", film, "--weights", str(path), "--out", str(tmp_path / "e.png")]
+    assert main([*words, "--class", content["label_names"][2]]) == 0
+    assert main([*words, "--class", "nothing"]) == 2
+    capsys.readouterr()
+    content.pop("label_names")
+    checkpoint.write(content, path)
+    assert main([*words, "--class", "class 2"]) == 0

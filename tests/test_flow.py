@@ -2,18 +2,22 @@
 
 import csv
 import json
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from vilmedic_ssl.cli import main
 from vilmedic_ssl.data.budget import Budget
 from vilmedic_ssl.data.datasets.manifest import read_table
-from vilmedic_ssl.errors import ConfigError
+from vilmedic_ssl.errors import ConfigError, UserError
 from vilmedic_ssl.executors import checkpoint
 from vilmedic_ssl.executors.flow import FlowSettings, Stage, slug, steps, told
+from vilmedic_ssl.executors.predictions import Predictions, read_predictions
 from vilmedic_ssl.experiment import load_config, training
 
 CNN = {"proto": "CNN", "backbone": "test_resnet", "in_chans": 1}
@@ -105,8 +109,12 @@ def test_every_kind_of_stage_ends_in_one_table(phantom, tmp_path, capfd):
     before = (folder / "flow.csv").read_text()
     assert main(["train", str(path)]) == 0
     assert " 0 to do" in capfd.readouterr().err
-    assert main(["ensemble", str(path)]) == 0
+    assert main(["ensemble", str(folder / "flow.yml")]) == 0
     assert (folder / "flow.csv").read_text() == before
+    assert "has not been run" not in capfd.readouterr().out
+    # its data is that of the other verbs too
+    assert main(["split", str(path), "--out", str(tmp_path / "splits.json")]) == 0
+    assert main(["audit", str(path), "--out", str(tmp_path / "audit")]) == 0
     # a stage alone, from the config it left behind
     capfd.readouterr()
     (student,) = folder.glob("distil-12*")
@@ -170,12 +178,36 @@ def test_what_cannot_be_had_is_left_out_and_said(phantom, tmp_path, capfd):
     path.write_text(yaml.safe_dump(node, sort_keys=False))
     assert main(["train", str(path)]) == 0
     assert "foreign, 12 images, seed 0 was left out" in capfd.readouterr().out
+    assert main(["ensemble", str(path)]) == 0
+    assert "foreign, 12 images, seed 0 has not been run" in capfd.readouterr().out
     held = json.loads((tmp_path / "flow/flow.json").read_text())
     assert {row["stage"] for row in held["rows"]} == {"supervised"}
     node["flow"]["stages"]["foreign"]["optional"] = False
     path.write_text(yaml.safe_dump(node, sort_keys=False))
     assert main(["train", str(path)]) == 2
     assert "nowhere.pth" in capfd.readouterr().err
+
+
+def test_a_patient_of_the_pretraining_data_is_not_tested_on(phantom, tmp_path, capfd):
+    """Pretraining on other data, in which a test patient is a training patient."""
+    folder = tmp_path / "other"
+    shutil.copytree(phantom, folder)
+    rows = read_table(folder / "manifest.csv")
+    for row in rows:
+        row["split"] = "train"
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    path = flow(phantom, tmp_path / "ckpt", seeds=[0], budgets=[{"samples": 12}])
+    node = yaml.safe_load(path.read_text())
+    own = {"manifest": str(folder / "manifest.csv"), "transform": {"views": 2}}
+    node["flow"]["stages"]["pretrain"]["dataset"] = own
+    path.write_text(yaml.safe_dump(node, sort_keys=False))
+    assert main(["train", str(path)]) == 4
+    told = capfd.readouterr().err
+    assert "pretrain:train" in told and "patient" in told
+    assert not list((tmp_path / "ckpt/flow").glob("*/last_*"))
 
 
 STAGES = {
@@ -211,7 +243,12 @@ def test_a_step_is_named_by_all_that_decides_what_comes_out():
         ({**STAGES, "x": Stage(after="pretrain")}, "write linear_probe or knn"),
         ({"a": STAGES["pretrain"]}, "none has labels"),
         ({"a b": STAGES["base"]}, "letters, digits"),
-        ({"a": Stage(labels=False, judge="knn", model={})}, "judged by another one"),
+        ({"a": Stage(labels=False, judge="knn", model={}, trainor={})}, "judged by another one"),
+        ({"a": Stage(labels=False, model={})}, "is there to be trained"),
+        ({"a": Stage(model={})}, "an untrained classifier knows nothing"),
+        ({**STAGES, "x": Stage(after="pretrain", model={}, judge="knn")}, "learns nothing"),
+        ({**STAGES, "x": Stage(after="linear", model={}, trainor={})}, "linear trains nothing"),
+        ({**STAGES, "x": Stage(after="base", judge="knn", ckpt="last")}, "x.ckpt: it trains"),
     ],
 )
 def test_a_flow_that_cannot_run_says_so(stages, sentence):
@@ -219,11 +256,82 @@ def test_a_flow_that_cannot_run_says_so(stages, sentence):
         FlowSettings(stages=stages)
 
 
+@pytest.mark.parametrize(
+    "keys, sentence",
+    [
+        ({"seeds": [0, 0]}, "write different ones"),
+        ({"seeds": [-1]}, "write different ones"),
+        ({"budgets": [Budget(samples=5), Budget(samples=5)]}, "5 images stands there twice"),
+        ({"budgets": [Budget(samples=5, unlabelled="keep")]}, "a stage says"),
+        ({"split": "train"}, "train is what is learned from"),
+        ({"baseline": "bass"}, "did you mean 'base'"),
+    ],
+)
+def test_a_comparison_without_meaning_is_refused(keys, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        FlowSettings(stages=STAGES, **keys)
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["flow.stages.linear.judge=classifier"], "write linear_probe or knn"),
+        (["flow.stages.finetune.trainor.early_stop_metric=acuracy"], "'acuracy' is not"),
+        (["flow.stages.random.trainor={}", "flow.stages.random.judge=null"], "no class scores"),
+        (["flow.stages.supervised.labels=false", "flow.baseline=linear"], "learns from labels"),
+        (["flow.stages.distil.after=null"], "name the stage that is the teacher"),
+        (["flow.stages.distil.after=pretrain"], "which gives no class scores to learn from"),
+        (["flow.stages.pretrian.trainor.epochs=1"], "did you mean 'pretrain'"),
+        (["dataset.label=null", "dataset.labels=[Cardiomegaly]"], r"write \[auroc, auprc\]"),
+        (["name=../x"], "folder name below"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_anything_is_trained(
+    words, sentence, phantom, tmp_path, capfd
+):
+    path = flow(phantom, tmp_path)
+    assert main(["train", str(path), *words]) == 2
+    assert re.search(sentence, capfd.readouterr().err)
+    assert not list(tmp_path.glob("**/last_*"))
+
+
 def test_names_of_budgets():
     budgets = [Budget(fraction=0.01), Budget(samples=100), Budget(samples_per_class=10), Budget()]
     assert [told(b) for b in budgets] == ["1 %", "100 images", "10 per class", "100 %"]
-    slugs = [slug(b) for b in [*budgets, Budget(fraction=0.01, keep={"a": 0.5})]]
-    assert len(set(slugs)) == 5 and all(" " not in s and "/" not in s for s in slugs)
+    assert told(Budget(keep={"a": 0.5}, seed=0)) == "100 %, a 50 %, label seed 0"
+    more = [Budget(keep={"a": 0.5}), Budget(keep={"a": 0.4}), Budget(samples=100, seed=0)]
+    slugs = [slug(b) for b in [*budgets, *more]]
+    assert len(set(slugs)) == 7 and all(" " not in s and "/" not in s for s in slugs)
+
+
+def test_a_list_of_labels_that_grew_is_another_budget(tmp_path):
+    listed = tmp_path / "labels.txt"
+
+    def keys():
+        settings = FlowSettings(stages=STAGES, budgets=[Budget(ids=str(listed))], seeds=[0])
+        return {s.name: s.key for s in steps(settings, {}, dict.fromkeys(STAGES, "d"))}
+
+    listed.write_text("a\n")
+    before = keys()
+    listed.write_text("a\nb\n")
+    changed = {name for name, key in keys().items() if key != before[name]}
+    assert changed == {"linear", "fine", "base"}
+
+
+def test_predictions_are_compared_row_by_row(tmp_path):
+    y = np.array([0, 1, 2])
+    one = Predictions(["a", "b", "c"], None, y, ["x", "y", "z"], np.eye(3), 3)
+    order = [2, 0, 1]
+    turned = Predictions(["c", "a", "b"], None, y[order], one.label_names, np.eye(3)[order], 3)
+    assert np.array_equal(turned.like(one, "s").scores, one.scores)
+    for other in (replace(turned, labels=y), replace(turned, ids=["c", "a", "d"])):
+        with pytest.raises(UserError, match=r"flow.stages.s: scored on other images or labels"):
+            other.like(one, "s")
+    one.save(tmp_path / "p.npz")
+    assert np.array_equal(read_predictions(tmp_path / "p.npz").scores, one.scores)
+    (tmp_path / "p.npz").write_bytes((tmp_path / "p.npz").read_bytes()[:200])
+    with pytest.raises(UserError, match="is damaged"):
+        read_predictions(tmp_path / "p.npz")
 
 
 def test_a_wrong_key_of_a_stage_is_named(phantom, tmp_path):

@@ -13,9 +13,11 @@ from torch import nn
 from torchvision.models import resnet18
 
 from vilmedic_ssl.config import load
-from vilmedic_ssl.errors import ConfigError, Leak, UserError
+from vilmedic_ssl.errors import ConfigError, Leak, Unobtainable, UserError
 from vilmedic_ssl.executors import checkpoint
-from vilmedic_ssl.executors.init_weights import start_from
+from vilmedic_ssl.executors.ensemblor import choose_checkpoints
+from vilmedic_ssl.executors.init_weights import _look_at_the_rest, start_from
+from vilmedic_ssl.executors.init_weights_read import Weights, read_weights
 from vilmedic_ssl.experiment import ensemble, train
 from vilmedic_ssl.experiment.data import dataset_of
 from vilmedic_ssl.experiment.settings import check, typed
@@ -240,7 +242,7 @@ def test_safetensors(foreign, tmp_path, monkeypatch):
     start_from(model, path)
     assert_encodes_like(model, foreign)
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    with pytest.raises(UserError, match="needs the package safetensors"):
+    with pytest.raises(Unobtainable, match="needs the package safetensors"):
         start_from(model, path)
 
 
@@ -258,6 +260,50 @@ def test_the_first_layers_of_a_projection_stay_under_a_classifier(tmp_path):
     assert start.kept == ["head.weight", "head.bias"]
     start = start_from(new, saved(stirred(new), node, tmp_path / "b.pth"))
     assert start.kept == ["head.weight", "head.bias"]
+
+
+def test_an_encoder_is_filled_whole_or_it_is_said(tmp_path, capsys):
+    old, node = model_of(encoder={"backbone": "resnet18"})
+    new, _ = model_of(encoder={"backbone": "resnet34"})
+    before = {k: t.clone() for k, t in new.state_dict().items()}
+    with pytest.raises(UserError) as refused:
+        start_from(new, saved(old, node, tmp_path / "a.pth"))
+    told = str(refused.value)
+    assert "is of a resnet18, this encoder is a resnet34, and 98 of the 218" in told
+    assert "cnn.net.layer1.2.conv1.weight" in told and "{backbone: resnet18}" in told
+    assert all(torch.equal(t, before[k]) for k, t in new.state_dict().items())
+    capsys.readouterr()
+    start = start_from(new, written(old.state_dict(), tmp_path / "b.pth"))
+    assert len(start.taken) >= 120
+    told = capsys.readouterr().err
+    assert "98 of the 218 tensors of this encoder are not in" in told and "start afresh" in told
+    ours = Weights(tmp_path, {}, "cnn.", torch.empty(0), torch.empty(0), node["cnn"])
+    _look_at_the_rest(new, ours, ["cnn.net.attn.relative_position_bias_table"], {})
+    assert "1 of the 1 tensors" in capsys.readouterr().err
+
+
+def test_of_several_seeds_the_own_one(tmp_path):
+    def write(name, value, lower=False):
+        model, node = model_of()
+        content = dict.fromkeys(checkpoint.OF_A_RUN) | {"progress": {"lower_is_better": lower}}
+        tensors = {k: torch.full_like(t, value) for k, t in model.state_dict().items()}
+        content |= {"model": tensors, "config": {"model": node}, "trained_on": torch.tensor([1])}
+        checkpoint.write(content, tmp_path / name)
+
+    def taken(seed):
+        return int(next(iter(read_weights(tmp_path, seed).tensors.values())).flatten()[0])
+
+    write("0.9_3_1.pth", 1)
+    assert [taken(seed) for seed in (None, 0, 1)] == [1, 1, 1]  # one seed is not several
+    write("0.5_3_0.pth", 2)
+    write("last_2.pth", 3)
+    assert [taken(seed) for seed in (None, 0, 1, 2)] == [1, 2, 1, 3]
+    with pytest.raises(UserError, match=r"the seeds 0, 1, 2, and none is the 7 .*0\.9_3_1\.pth"):
+        read_weights(tmp_path, 7)
+    assert choose_checkpoints(tmp_path, "best-2", None, 0) == [tmp_path / "0.5_3_0.pth"]
+    assert choose_checkpoints(tmp_path, "last", None, 2) == [tmp_path / "last_2.pth"]
+    with pytest.raises(UserError, match="with a score of seed 2 in"):
+        choose_checkpoints(tmp_path, "best-1", None, 2)
 
 
 class Module(nn.Module):
@@ -290,8 +336,9 @@ def test_refusals(foreign, tmp_path):
     }
     before = {k: t.clone() for k, t in model.state_dict().items()}
     for path, told in files.items():
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=told) as refused:
             start_from(model, path)
+        assert (refused.type is Unobtainable) == (told == "there is no")
     assert all(torch.equal(t, before[k]) for k, t in model.state_dict().items())
 
 

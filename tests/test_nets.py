@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import nn
 
-from vilmedic_ssl.errors import ConfigError
+from vilmedic_ssl.errors import ConfigError, Unobtainable
 from vilmedic_ssl.losses import barlow_twins
 from vilmedic_ssl.nets.heads import DINOHead, Predictor, Projection, Projector, up_to, widths_of
 from vilmedic_ssl.nets.resnet import SelectiveKernel
@@ -378,3 +378,14 @@ def test_the_vector_is_the_same_however_positions_are_arranged(output_layer):
 def test_a_part_that_is_not_there_is_named_with_those_that_are():
     with pytest.raises(ConfigError, match=r"no 'layer9'; write one of avgpool.*blocks\.0"):
         VisualEncoder(backbone="test_vit", output_layer="layer9", options={"img_size": 64})
+
+
+def test_published_weights_that_cannot_be_had(monkeypatch):
+    import timm
+
+    def offline(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(Unobtainable, match=r"weights of resnet18 cannot be had here \(OSError\)"):
+        VisualEncoder(backbone="resnet18", pretrained=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import math
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ from vilmedic_ssl.executors.selection import (
 from vilmedic_ssl.experiment import load_config
 from vilmedic_ssl.experiment.data import dataset_of
 from vilmedic_ssl.experiment.settings import typed
+from vilmedic_ssl.experiment.training import _steered_by_labels
 from vilmedic_ssl.schema import plain
 
 SIMCLR = REPOSITORY / "config/SELFSUP/simclr-phantom.yml"
@@ -178,6 +181,47 @@ def test_labels_learned_before_init_from_count(runs, tmp_path):
     assert torch.isin(some["labels_of"], later["labels_of"]).all()
     free = checkpoint.read_run(runs / "free/last_0.pth")
     assert not len(free["labels_of"]) and free["labels_of"].dtype == torch.int64
+
+
+def test_a_checkpoint_chosen_by_the_probe_knows_the_labels(runs, phantom, tmp_path, capsys):
+    from conftest import tiny_overrides
+
+    words = [*tiny_overrides(phantom, tmp_path, "probed"), "dataset.label=dominant"]
+    words += ["dataset.labels=[]", "validator.metrics=[probe, knn]"]
+    assert main(["train", str(SIMCLR), *words, "trainor.early_stop_metric=probe"]) == 0
+    more = ["--score", "disagreement", "--add", 2, "--out", tmp_path / "x.txt"]
+    capsys.readouterr()
+    assert select(tmp_path / "probed", *more) == 2
+    assert "has learned from the labels of" in capsys.readouterr().err
+    content = checkpoint.read_run(tmp_path / "probed/last_0.pth")
+    assert torch.equal(content["labels_of"], content["trained_on"])
+    content.pop("labels_of")  # a checkpoint from before this was written down
+    assert len(checkpoint.labels_of(content))
+    experiment = typed(plain(load_config(tmp_path / "probed")))
+    trainor, validator = experiment.trainor, experiment.validator
+    for metric, splits, told in (("knn", ["validate"], False), ("knn", ["train"], True)):
+        other = replace(
+            experiment,
+            trainor=replace(trainor, early_stop_metric=metric),
+            validator=replace(validator, splits=splits),
+        )
+        assert _steered_by_labels(other) == told
+
+
+def test_the_config_s_seed_chooses(runs, tmp_path, capsys):
+    folder = tmp_path / "free"
+    shutil.copytree(runs / "free", folder)
+    (best,) = checkpoint.best_files(folder)
+    content = checkpoint.read_run(best)
+    checkpoint.write({**content, "seed": 7}, folder / "-99.0_1_7.pth")
+    file = tmp_path / "config.yml"
+    file.write_text((folder / "config_0.yml").read_text().replace(str(runs), str(tmp_path)))
+    words = ["--score", "entropy", "--add", "1"]
+    capsys.readouterr()
+    assert main(["select", str(file), *words, "--out", str(tmp_path / "o")]) == 0
+    assert f"ensembling 1 checkpoint(s): {best.name}\n" in capsys.readouterr().err
+    assert main(["select", str(file), *words, "--out", str(tmp_path / "p"), "seed=7"]) == 0
+    assert "-99.0_1_7.pth" in capsys.readouterr().err
 
 
 WRONG = {

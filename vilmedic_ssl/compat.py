@@ -9,17 +9,21 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from vilmedic_ssl.errors import UserError
+from vilmedic_ssl.errors import Unobtainable
 
 _kept_alive: list[Any] = []  # torch drops operator schemas together with their Library object
 
 
 def require(module: str, *, extra: str) -> ModuleType:
-    """Import an optional package, or say in one sentence how to install it."""
+    """Import an optional package.
+
+    Raises:
+        Unobtainable: it is not there, and how to install it.
+    """
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UserError(
+        raise Unobtainable(
             f"{module.split('.')[0]} is not installed ({error}): "
             f"write `pip install 'vilmedic_ssl[{extra}]'`"
         ) from error

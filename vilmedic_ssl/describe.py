@@ -12,6 +12,7 @@ import textwrap
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,18 @@ TITLES = {
     "nets": "parts of models",
     "post_processing": "ensemblor.post_processing",
 }
-SECTIONS = ("audit", "trainor", "validator", "ensemblor")
+# Section of a config -> where its class is.
+SECTIONS = {
+    "audit": "executors.settings.AuditSettings",
+    "trainor": "executors.settings.TrainorSettings",
+    "validator": "executors.settings.ValidatorSettings",
+    "ensemblor": "executors.settings.EnsemblorSettings",
+    "budget": "data.budget.Budget",
+    "sweep": "executors.sweep_settings.SweepSettings",
+    "flow": "executors.flow.FlowSettings",
+}
+# Whitespace behind a sentence, not behind an abbreviation.
+ENDS = re.compile(r"(?<=\.)(?<!\bet al\.)(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\beq\.)\s")
 HOMES = {"MedicalDataset": "dataset", "PretrainingModel": "model"}  # base class -> key of a config
 
 
@@ -59,7 +71,7 @@ def _first_sentence(name: str) -> str:
 
 def opening(text: str) -> str:
     """The first sentence of a docstring, on one line."""
-    return re.split(r"(?<=\.)\s", " ".join(text.split("\n\n")[0].split()))[0]
+    return ENDS.split(" ".join(text.split("\n\n")[0].split()))[0]
 
 
 def meanings(obj: Any) -> dict[str, str]:
@@ -91,9 +103,9 @@ def describe(name: str) -> str:
 
 
 def _section(name: str) -> Callable[..., Any]:
-    from vilmedic_ssl.executors import settings
-
-    return getattr(settings, f"{name.capitalize()}Settings")
+    module, _, attribute = SECTIONS[name].rpartition(".")
+    made: Callable[..., Any] = getattr(import_module(f"vilmedic_ssl.{module}"), attribute)
+    return made
 
 
 def _keys(obj: Callable[..., Any], given: Mapping[str, Any]) -> Iterator[str]:
@@ -102,14 +114,23 @@ def _keys(obj: Callable[..., Any], given: Mapping[str, Any]) -> Iterator[str]:
     for name, key in schema(obj).items():
         default = given.get(name, key.default)
         if block := _block(key):
+            several = _several(key)
+            if several is list:
+                items = f"a list, each item with keys of {block.__name__}"
+                yield from _comment(f"{told.get(name, '')} ({items})")
+                yield f"{name}: {_plain(default)}"
+                continue
             values = dataclasses.asdict(default) if dataclasses.is_dataclass(default) else {}  # type: ignore[arg-type]
             if default is None:
-                yield from _comment(f"{told.get(name, '')} (keys of {block.__name__}, or null)")
+                others = [spell(c) for c in typing.get_args(key.annotation) if c is not block]
+                kind = ", or ".join([f"keys of {block.__name__}", *others])
+                yield from _comment(f"{told.get(name, '')} ({kind})")
                 yield f"{name}: null"
                 continue
             yield from _comment(told.get(name, ""))
             yield f"{name}:"
-            yield from (f"  {line}" for line in _keys(block, values))
+            inner = [f"  {line}" for line in _keys(block, values)]
+            yield from ["  NAME:", *(f"  {line}" for line in inner)] if several else inner
         else:
             yield from _comment(f"{told.get(name, '')} ({_kind(key.annotation)})")
             yield f"{name}: {'???' if default is REQUIRED else _plain(default)}"
@@ -120,6 +141,12 @@ def _block(key: Key) -> Callable[..., Any] | None:
     choices = typing.get_args(key.annotation) or (key.annotation,)
     mine = [c for c in choices if inspect.isclass(c) and c.__module__.split(".")[0] != "builtins"]
     return next((c for c in mine if schema(c)), None)  # type: ignore[arg-type]
+
+
+def _several(key: Key) -> Any:
+    """list or dict where a key takes many blocks, else None."""
+    origin = typing.get_origin(key.annotation)
+    return origin if origin in (list, dict) else None
 
 
 def _kind(annotation: Any) -> str:

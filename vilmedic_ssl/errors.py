@@ -35,6 +35,10 @@ class Interrupted(Exception):
     exit_code = 130
 
 
+class Unobtainable(UserError):
+    """Weights or an optional package that cannot be had here (exit code 2)."""
+
+
 class MissingSplit(UserError):
     """The data has no such split (exit code 2 where it was asked for by name)."""
 

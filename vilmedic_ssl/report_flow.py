@@ -66,25 +66,25 @@ def _reading(about: Mapping[str, Any]) -> str:
 def learning_curve(
     cells: Sequence[Cell], metric: str, path: Path, *, about: Mapping[str, Any]
 ) -> Path:
-    """One line per stage over the number of labelled images, with intervals."""
+    """One line per stage over the label budgets, fewest images first, with intervals."""
     from matplotlib.figure import Figure
 
     shown = [cell for cell in cells if cell.metric == metric]
     stages = list(dict.fromkeys(cell.stage for cell in shown))
     sizes = {cell.budget: cell.images for cell in shown}
+    order = sorted(sizes, key=sizes.__getitem__)
     figure = Figure(figsize=(6.4, 4.6), layout="constrained", facecolor="white")
     plot = figure.add_subplot()
     for i, stage in enumerate(stages):
         points = sorted((c for c in shown if c.stage == stage), key=lambda c: c.images)
-        shift = 1.0 if len(stages) == 1 else 1.05 ** (i - (len(stages) - 1) / 2)
-        x = [c.images * shift for c in points]
+        aside = 0.4 * ((i + 0.5) / len(stages) - 0.5)  # intervals side by side
         means = [c.standing.mean for c in points]
-        low = [0 if math.isnan(m.low) else m.value - m.low for m in means]
-        high = [0 if math.isnan(m.high) else m.high - m.value for m in means]
+        low = [0 if math.isnan(m.low) else max(0, m.value - m.low) for m in means]
+        high = [0 if math.isnan(m.high) else max(0, m.high - m.value) for m in means]
         plot.errorbar(
-            x,
+            [order.index(c.budget) + aside for c in points],
             [m.value for m in means],
-            yerr=[[max(0, v) for v in low], [max(0, v) for v in high]],
+            yerr=[low, high],
             color=COLOURS[i % len(COLOURS)],
             marker=SHAPES[i % len(SHAPES)],
             ls="--" if stage == about["baseline"] else "-",
@@ -94,10 +94,9 @@ def learning_curve(
             capsize=2.5,
             label=f"{stage} (baseline)" if stage == about["baseline"] else stage,
         )
-    plot.set_xscale("log")
-    plot.set_xticks(list(sizes.values()), [f"{b}\n{n:g}" for b, n in sizes.items()], fontsize=10)
-    plot.minorticks_off()
-    plot.set_xlabel("labels, and labelled training images", fontsize=11)
+    ticks = [f"{budget}\n{sizes[budget]:,.4g}" for budget in order]
+    plot.set_xticks(range(len(order)), ticks, fontsize=10)
+    plot.set_xlabel("label budget, and labelled training images", fontsize=11)
     plot.set_ylabel(f"{NAMES[metric]}, {about['split']}", fontsize=11)
     plot.grid(axis="y", color="#e4e8ec", lw=0.8)
     plot.spines[["top", "right"]].set_visible(False)

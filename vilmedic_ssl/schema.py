@@ -19,6 +19,7 @@ from vilmedic_ssl.errors import ConfigError
 from vilmedic_ssl.registry import closest, find, is_plugin, protos
 
 REQUIRED = inspect.Parameter.empty
+PLURALS = {"an integer": "integers", "a number": "numbers", "a value": "values"}
 
 
 @dataclass(frozen=True)
@@ -193,10 +194,16 @@ def _any_of(value: Any, choices: tuple[Any, ...], where: str) -> Any:
             problems.append(error)
     if len(choices) == 1:
         raise problems[0]
-    deeper = [p for p in problems if not str(p).startswith(f"{where}: expected")]
+    named = [a for c in choices if typing.get_origin(c) is Literal for a in typing.get_args(c)]
+    words = [a for a in named if isinstance(a, str)]
+    other = (f"{where}: expected", f"{where}: {value!r} is not one of")
+    deeper = [p for p in problems if not str(p).startswith(other)]
     if len(deeper) == 1:  # one alternative had the value's shape, and says what is wrong inside
         raise deeper[0]
-    raise ConfigError(f"{where}: expected {' or '.join(map(spell, choices))}, found {value!r}")
+    near = f"; {closest(value, words)}" if words and isinstance(value, str) else ""
+    raise ConfigError(
+        f"{where}: expected {' or '.join(map(spell, choices))}, found {value!r}{near}"
+    )
 
 
 def _named(node: Any, kind: Kind, where: str) -> Any:
@@ -229,7 +236,8 @@ def spell(annotation: Any) -> str:
     if origin is Literal:
         return " or ".join(repr(a) for a in args)
     if origin in (list, tuple):
-        return f"a list of {spell(args[0])}"
+        item = spell(args[0])
+        return f"a list of {PLURALS.get(item, item)}"
     if annotation is Any:
         return "a value"
     plain = {

@@ -15,7 +15,9 @@ class Budget:
     """Which labels of the training split are used; at most one of the first four keys, none = all.
 
     Patients stay whole, classes keep their shares, and of one seed every smaller `fraction` or
-    `samples` lies inside every larger one, as does every smaller `samples_per_class`.
+    `samples` lies inside every larger one, as does every smaller `samples_per_class`. Of data
+    without labels it takes images, to pretrain on fewer: a `fraction` of all, so many `samples`, or
+    those of `ids`.
 
     Attributes:
         fraction: share of the labelled images, above 0 and up to 1.

@@ -32,7 +32,8 @@ class Choice:
 
     Attributes:
         kept: rows that are there, after a simulated imbalance, ascending.
-        labelled: rows of `kept` whose labels may be used, ascending.
+        labelled: rows of `kept` whose labels may be used, ascending; of data without labels, all
+            that are taken.
         told: one line about it. wanting: sentences about what the budget could not do.
     """
 
@@ -66,17 +67,21 @@ def choose(dataset: MedicalDataset, budget: Budget, *, seed: int) -> Choice:
         seed: of the choice.
 
     Raises:
-        UserError: no labels, unknown classes or ids, or a budget too small for any patient.
+        UserError: labels are asked for that are not there, unknown classes or ids, or a budget too
+            small for any patient.
     """
-    if dataset.labels is None or not is_labelled(dataset).any():
+    if dataset.labels is None:
+        _refuse_classes(dataset.split, budget)
+    elif not is_labelled(dataset).any():
         raise UserError(
-            f"budget: the split {dataset.split!r} has no labels to choose from; leave the section "
-            "out, or name the labels in the dataset section"
+            f"budget: the split {dataset.split!r} has no labels to choose from, all are unknown; "
+            "leave the section out, or take the labels out of the dataset section, and it counts "
+            "images"
         )
     row_of = {name: i for i, name in enumerate(dataset.ids)}
     everything = pool({dataset.split: dataset})
-    known_N = is_labelled(dataset)[[row_of[name] for name in everything.ids]]
-    cohort = everything.part(known_N)
+    known_N = np.ones(len(dataset), bool) if dataset.labels is None else is_labelled(dataset)
+    cohort = everything.part(known_N[[row_of[name] for name in everything.ids]])
     left = _imbalanced(cohort, budget.keep or {}, seed)
     gone = {row_of[name] for name in cohort.part(~left).ids}
     cohort = cohort.part(left)
@@ -95,9 +100,30 @@ def choose(dataset: MedicalDataset, budget: Budget, *, seed: int) -> Choice:
     return Choice(kept, rows, _told(taken, len(dataset)), wanting)
 
 
+def _refuse_classes(split: str, budget: Budget) -> None:
+    """Raises:
+    UserError: of data without labels, classes are asked for, or nothing that leaves images out.
+    """
+    without = f"the split {split!r} has no labels to choose from"
+    instead = "write fraction, samples or ids, which then count images"
+    for name in ("samples_per_class", "keep"):
+        if getattr(budget, name):
+            raise UserError(
+                f"budget.{name}: {without}; {instead}, or name the labels in the dataset section"
+            )
+    if not budget.limited:
+        raise UserError(f"budget: {without}; leave the section out, or {instead}")
+    if budget.unlabelled == "keep":
+        raise UserError(
+            f"budget.unlabelled: {without}, and keep would leave all its images in; write drop, or "
+            "leave the budget section out"
+        )
+
+
 def _told(taken: Cohort, of: int) -> str:
     groups = f" ({len(set(taken.groups)):,} patients)" if taken.known else ""
-    return f"budget: {len(taken):,} of {of:,} training images{groups}: {_words(taken)}"
+    shown = f": {_words(taken)}" if taken.names else ", without labels"
+    return f"budget: {len(taken):,} of {of:,} training images{groups}{shown}"
 
 
 def _words(cohort: Cohort) -> str:
@@ -148,6 +174,8 @@ def _imbalanced(cohort: Cohort, keep: dict[str, float], seed: int) -> np.ndarray
 def _chosen(cohort: Cohort, budget: Budget, seed: int, wanting: list[str]) -> np.ndarray:
     """(N,) bool: the samples of the patients that a budget takes."""
     of_N, counts_GL, sizes_G = _ranked(cohort, seed)
+    if not cohort.names:
+        counts_GL = sizes_G[:, None]  # as if all images were of one class
     if budget.samples_per_class is not None:
         limit = budget.samples_per_class
         taken_G = up_to(counts_GL, limit)
@@ -167,7 +195,8 @@ def _chosen(cohort: Cohort, budget: Budget, seed: int, wanting: list[str]) -> np
         taken_G[beginning(counts_GL, sizes_G, wanted)] = True
         if (got := int(sizes_G[taken_G].sum())) < wanted:
             why = "there are no more" if taken_G.all() else "patients stay whole"
-            wanting.append(f"{got:,} labelled images instead of {wanted:,}: {why}")
+            kind = "labelled images" if cohort.names else "images"
+            wanting.append(f"{got:,} {kind} instead of {wanted:,}: {why}")
         what, least = f"{wanted} of {len(cohort)} images", int(sizes_G.min(initial=1))
     if not taken_G.any():
         raise UserError(

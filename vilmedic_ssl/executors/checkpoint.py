@@ -133,7 +133,8 @@ def read_run(path: Path) -> dict[str, Any]:
 
 def labels_of(content: dict[str, Any]) -> torch.Tensor:
     """Members of the images whose labels the weights of a run have learned from, (N,) int64; of
-    checkpoints that do not tell, all they were trained on if their model takes labels.
+    checkpoints that do not tell, all they were trained on if their model takes labels or the online
+    probe chose it.
     """
     told: torch.Tensor | None = content.get("labels_of")
     if told is not None:
@@ -143,8 +144,16 @@ def labels_of(content: dict[str, Any]) -> torch.Tensor:
     except (ConfigError, KeyError):  # of a plug-in that is not loaded
         model = None
     by_labels = getattr(model, "classifies", True) or "labels" in model.takes
+    by_labels |= (content["config"].get("trainor") or {}).get("early_stop_metric") == "probe"
     trained_on: torch.Tensor = content["trained_on"]
     return trained_on if by_labels else trained_on[:0]
+
+
+def names_of(content: dict[str, Any]) -> list[str]:
+    """Names of the classes or findings in the order of their numbers; empty where the data had no
+    labels, and in checkpoints from before they were kept.
+    """
+    return list(content.get("label_names") or [])
 
 
 def name_of(score: float, epoch: int, seed: int) -> str:
@@ -172,6 +181,39 @@ def ranked(folder: Path) -> list[Path]:
         return []
     lower = read_run(files[0])["progress"]["lower_is_better"]
     return sorted(files, key=score_in, reverse=not lower)
+
+
+def seed_in(path: Path) -> int:
+    """The seed in a file name, of a best checkpoint or a last one."""
+    return int(path.stem.rpartition("_")[2])
+
+
+def best_or_last(folder: Path, seed: int | None, *, where: str) -> Path:
+    """The best checkpoint of a run folder, else the newest; where several seeds lie there, that of
+    `seed`, None = of all.
+
+    Args:
+        where: the key that names the folder.
+
+    Raises:
+        UserError: none there; several seeds, and not this one.
+    """
+    last = sorted(folder.glob("last_[0-9]*.pth"), key=lambda p: p.stat().st_mtime, reverse=True)
+    files = [*ranked(folder), *last]
+    if not files:
+        raise UserError(
+            f"{where}: {folder} holds no checkpoint; train it first, or name another folder or file"
+        )
+    seeds = sorted({seed_in(path) for path in files})
+    if seed is None or len(seeds) == 1:
+        return files[0]
+    own = [path for path in files if seed_in(path) == seed]
+    if not own:
+        raise UserError(
+            f"{where}: {folder} holds the seeds {', '.join(map(str, seeds))}, and none is the "
+            f"{seed} of this experiment; name the file, for example {where}={files[0]}"
+        )
+    return own[0]
 
 
 def find(folder: Path, name: str, seed: int | None = None) -> Path:

@@ -46,21 +46,28 @@ class Outcome:
             self.results[name] = float(value)
 
 
-def choose_checkpoints(folder: Path, mode: str, ckpt: str | None) -> list[Path]:
+def choose_checkpoints(
+    folder: Path, mode: str, ckpt: str | None, seed: int | None = None
+) -> list[Path]:
     """The files that `ensemblor.mode` (best-N, all, last, a path) or a top-level `ckpt` names, best
     first.
+
+    Args:
+        seed: only checkpoints of this seed; None = of all. A file that is named is taken anyway.
 
     Raises:
         UserError: there are none; mode is none of these.
     """
     if ckpt or mode == "last":
-        return [checkpoint.find(folder, ckpt or mode)]
+        return [checkpoint.find(folder, ckpt or mode, seed)]
     number = mode.removeprefix("best").removeprefix("-")
     if mode == "all" or (mode.startswith("best") and (mode == "best" or number.isdigit())):
-        files = checkpoint.ranked(folder)
+        own = checkpoint.best_files(folder, seed)
+        files = [path for path in checkpoint.ranked(folder) if path in own]
         if not files:
+            of_seed = "" if seed is None else f" of seed {seed}"
             raise UserError(
-                f"there is no checkpoint with a score in {folder}; train it first, with "
+                f"there is no checkpoint with a score{of_seed} in {folder}; train it first, with "
                 "`vilmedic-ssl train` and the same words, or name one with "
                 "ckpt=FILE or ckpt=last"
             )

@@ -4,8 +4,10 @@ on disk.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from vilmedic_ssl.config import digest, merge
@@ -34,7 +36,8 @@ class Stage:
         judge: what makes class scores: classifier (the model's own; the default with labels),
             linear_probe or knn on frozen features.
         model: the model; null = none is trained, the encoder of `after` is judged as it is.
-        trainor: how it is trained; null beside a model = it is not, and judged untrained.
+        trainor: how it is trained, {} = as the flow says; null beside a model = it is not, and its
+            features are judged as they are, fresh, published or from `init_from`.
         dataset, validator: what differs from the flow's.
         budget: which training images the stage sees, where it is not the flow's label budget; for
             limited pretraining data. Takes the keys of the top-level `budget`.
@@ -103,14 +106,29 @@ class FlowSettings:
         for key in ("stages", "seeds", "metrics"):
             if not getattr(self, key):
                 raise ConfigError(f"flow.{key}: name one at least")
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ConfigError(f"flow.seeds: {list(self.seeds)} has one twice")
+        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ConfigError(f"flow.seeds: {list(self.seeds)}; write different ones from 0")
+        names = [told(budget) for budget in self.budgets]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ConfigError(f"flow.budgets: {min(twice)} stands there twice; keep one")
+        for i, budget in enumerate(self.budgets):
+            if budget.unlabelled != "drop":
+                raise ConfigError(
+                    f"flow.budgets.{i}.unlabelled: a stage says what it does with the other "
+                    "images; write flow.stages.NAME.unlabelled=keep"
+                )
         if self.split == "train":
             raise ConfigError("flow.split: train is what is learned from; write test or validate")
-        before: list[str] = []
+        before: dict[str, Stage] = {}
         for name, stage in self.stages.items():
+            if stage.model is None and stage.after is None:  # an override of a misspelt one
+                meant = closest(name, self.stages.keys() - {name})
+                meant = f"; {meant}" if meant.startswith("did") else ""
+                raise ConfigError(
+                    f"flow.stages.{name}: write a model, or `after: STAGE` to judge that one{meant}"
+                )
             _refuse(name, stage, before)
-            before.append(name)
+            before[name] = stage
         judged = [name for name, stage in self.stages.items() if stage.judged_by]
         if not judged:
             raise ConfigError("flow.stages: none has labels, so there is nothing to compare")
@@ -121,7 +139,7 @@ class FlowSettings:
             )
 
 
-def _refuse(name: str, stage: Stage, before: list[str]) -> None:
+def _refuse(name: str, stage: Stage, before: Mapping[str, Stage]) -> None:
     """Raises:
     ConfigError: the stage cannot be run behind those before it.
     """
@@ -131,8 +149,6 @@ def _refuse(name: str, stage: Stage, before: list[str]) -> None:
     if stage.after is not None and stage.after not in before:
         known = closest(stage.after, before) if before else "none comes before it"
         raise ConfigError(f"{where}.after: there is no stage {stage.after!r} before it; {known}")
-    if stage.model is None and stage.after is None:
-        raise ConfigError(f"{where}.model: write a model, or `after: STAGE` to judge that stage")
     if stage.model is None and stage.judge in (None, "classifier"):
         raise ConfigError(f"{where}.judge: without a model of its own, write linear_probe or knn")
     if stage.init_from and stage.after:
@@ -142,8 +158,32 @@ def _refuse(name: str, stage: Stage, before: list[str]) -> None:
             f"{where}.judge: a stage without labels is judged by another one; add a stage with "
             f"after: {name} and judge: {stage.judge}"
         )
-    if stage.model is None and (stage.trainor or stage.init_from):
-        raise ConfigError(f"{where}.model: name what the trainor trains or init_from starts")
+    if stage.model is None:
+        for key in ("trainor", "init_from", "validator", "ckpt"):
+            if getattr(stage, key) is not None:
+                raise ConfigError(f"{where}.{key}: it trains nothing; leave it out, or add a model")
+    if not stage.trains and stage.unlabelled == "keep":
+        raise ConfigError(f"{where}.unlabelled: it trains nothing; leave the key out")
+    if stage.model is not None and stage.trainor is None:
+        _refuse_untrained(where, stage)
+    if stage.model is not None and stage.after is not None and not before[stage.after].trains:
+        raise ConfigError(f"{where}.after: {stage.after} trains nothing; name a stage that does")
+
+
+def _refuse_untrained(where: str, stage: Stage) -> None:
+    """Raises:
+    ConfigError: a model that is not trained is expected to have learned something.
+    """
+    add = f"add {where}.trainor={{}} to train it as the flow says"
+    if stage.after is not None:
+        raise ConfigError(f"{where}.trainor: without one its model learns nothing; {add}")
+    if not stage.labels:
+        raise ConfigError(f"{where}.trainor: a stage without labels is there to be trained; {add}")
+    if stage.judge in (None, "classifier"):
+        raise ConfigError(
+            f"{where}.judge: an untrained classifier knows nothing; {add}, or judge its features "
+            "with linear_probe or knn"
+        )
 
 
 @dataclass(frozen=True)
@@ -204,7 +244,8 @@ def steps(flow: FlowSettings, shared: Mapping[str, Any], data: Mapping[str, str]
                 key = digest(
                     [
                         decides,
-                        [stage.judge, stage.checkpoint, stage.init_from],
+                        [stage.judge, stage.checkpoint],
+                        [_content(stage.init_from), _content(budget.ids if budget else None)],
                         source and source.key,
                         data[name],
                     ]
@@ -233,20 +274,38 @@ def config_of(
     return config
 
 
+def _content(path: str | None) -> str | None:
+    """A hash of a file, or of the checkpoints in a folder; the name where there is neither yet."""
+    if path is None:
+        return None
+    place = Path(path).expanduser()
+    files = sorted(place.glob("*.pth")) if place.is_dir() else [place]
+    if not all(file.is_file() for file in files):
+        return path
+    made = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            made.update(hashlib.file_digest(stream, "sha256").digest())
+    return made.hexdigest()[:16]
+
+
 def told(budget: Budget) -> str:
-    """A budget in words: 5 %, 52 images, 10 per class, labels.txt."""
+    """A budget in words: 5 %, 52 images, 10 per class, labels.txt; with what else it says."""
+    size = budget.ids or "100 %"
     if budget.fraction is not None:
-        return f"{100 * budget.fraction:g} %"
-    if budget.samples is not None:
-        return f"{budget.samples:,} images"
-    if budget.samples_per_class is not None:
-        return f"{budget.samples_per_class:,} per class"
-    return budget.ids or "100 %"
+        size = f"{100 * budget.fraction:g} %"
+    elif budget.samples is not None:
+        size = f"{budget.samples:,} images"
+    elif budget.samples_per_class is not None:
+        size = f"{budget.samples_per_class:,} per class"
+    kept = [f"{name} {100 * share:g} %" for name, share in (budget.keep or {}).items()]
+    kept += [] if budget.seed is None else [f"label seed {budget.seed}"]
+    return f"{size}, {', '.join(kept)}" if kept else size
 
 
 def slug(budget: Budget) -> str:
     """A budget as part of a file name."""
-    plain = {k: v for k, v in vars(budget).items() if k in ("keep", "seed") and v}
-    words = told(budget).replace(" %", "pc").replace(" images", "").replace(" per class", "each")
+    size, _, rest = told(budget).partition(", ")
+    words = size.replace(" %", "pc").replace(" images", "").replace(" per class", "each")
     safe = "".join(c if c.isalnum() or c == "." else "_" for c in words)
-    return f"{safe}-{digest(plain)[:4]}" if plain else safe
+    return f"{safe}-{digest(rest)[:4]}" if rest else safe

@@ -54,11 +54,12 @@ def cells(
         names: metrics.
 
     Raises:
-        UserError: a metric that these labels do not have.
+        UserError: a metric that these labels do not have; stages that were scored on other images.
     """
     found = []
-    for budget, stages in made.items():
-        first = next(iter(stages.values()))[0]
+    for budget, unsorted in made.items():
+        first = next(iter(unsorted.values()))[0]
+        stages = {n: [one.like(first, n) for one in seeds] for n, seeds in unsorted.items()}
         for name in names:
             if first.labels.ndim == 2 and name in FOR_CLASSES:
                 raise UserError(
@@ -125,7 +126,7 @@ def minus_text(cell: Cell) -> str:
     """+0.123 [+0.04, +0.20] better."""
     minus = cell.standing.minus
     if minus is None:
-        return "baseline"
+        return "–"
     if math.isnan(minus.low):
         return f"{minus.value:+.3f}"
     return f"{minus.value:+.3f} [{minus.low:+.3f}, {minus.high:+.3f}] {WORD[minus.side]}"
@@ -150,8 +151,14 @@ def in_words(found: Sequence[Cell], metric: str, baseline: str | None) -> list[s
     for stage in dict.fromkeys(c.stage for c in rest):
         sides: dict[int, list[str]] = {1: [], -1: [], 0: []}
         for cell in rest:
-            if cell.stage == stage and cell.standing.minus is not None:
-                sides[cell.standing.minus.side].append(cell.budget)
+            minus = cell.standing.minus
+            if cell.stage == stage and minus is not None and not math.isnan(minus.low):
+                sides[minus.side].append(cell.budget)
         words = [f"{WORD[side]} at {', '.join(where)}" for side, where in sides.items() if where]
-        told.append(f"{stage} against {baseline}, by {metric}: {'; '.join(words)}")
+        if words:
+            told.append(f"{stage} against {baseline}, by {metric}: {'; '.join(words)}")
+    if told and rest[0].seeds == 1:
+        told.append(
+            "one seed: how far another one would have moved these numbers is not in the intervals"
+        )
     return told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,16 @@ from typing import Any
 
 from torch import Tensor
 
-from vilmedic_ssl.executors.init_weights_map import fitted, key_map
-from vilmedic_ssl.executors.init_weights_read import read_weights
+from vilmedic_ssl import console
+from vilmedic_ssl.errors import UserError
+from vilmedic_ssl.executors.init_weights_map import ENCODER, as_trained, fitted, key_map
+from vilmedic_ssl.executors.init_weights_read import Weights, read_weights
 from vilmedic_ssl.models.base import PretrainingModel
 
 SHOWN = 4  # names in a sentence
+# Tables for a size of window or image, which a transformer for another size has its own of.
+OF_A_SIZE = re.compile(r"relative_|rel_pos|attn_mask")
+UNREAD = "num_batches_tracked"  # batch norm counts, and goes by it only without a momentum
 
 
 @dataclass(frozen=True)
@@ -69,19 +75,23 @@ class Start:
         return f"{filled} of {whole} tensors of {part}"
 
 
-def start_from(model: PretrainingModel, source: str | Path) -> Start:
+def start_from(model: PretrainingModel, source: str | Path, *, seed: int | None = None) -> Start:
     """Fill what fits of a model, buffers included, in place.
 
     Args:
         source: a run folder (best checkpoint, else the last), a checkpoint, or a file of weights
             of another program.
+        seed: as in `read_weights`.
 
     Raises:
-        UserError: as `read_weights`; fewer than half of the encoder's tensors are found.
+        Unobtainable: as `read_weights`.
+        UserError: as `read_weights`; fewer than half of the encoder's tensors are found, or, in a
+            checkpoint of ours, not all.
     """
-    weights, state = read_weights(source), model.state_dict()
+    weights, state = read_weights(source, seed), model.state_dict()
     own = {name: t for name, t in state.items() if not name.startswith(model.fresh)}
     taken, parts = key_map(own, weights)
+    _look_at_the_rest(model, weights, [n for n in own if n.startswith(ENCODER)], taken)
     used = set(taken.values())
     changed: dict[str, str] = {}
     for name, theirs in taken.items():
@@ -98,6 +108,30 @@ def start_from(model: PretrainingModel, source: str | Path) -> Start:
         trained_on=weights.trained_on,
         labels_of=weights.labels_of,
     )
+
+
+def _look_at_the_rest(
+    model: PretrainingModel, weights: Weights, encoder: list[str], taken: dict[str, str]
+) -> None:
+    """Warn of tensors of the encoder that a file does not fill.
+
+    Raises:
+        UserError: a checkpoint of ours, which has them all when it is one of this encoder.
+    """
+    missing = [name for name in encoder if name not in taken]
+    rest = [name for name in missing if not name.endswith(UNREAD)]
+    if not rest:
+        return
+    some = f"{len(missing)} of the {len(encoder)} tensors of this encoder"
+    needed = [name for name in rest if not OF_A_SIZE.search(name)]
+    if weights.encoder is not None and needed:
+        there = weights.encoder.get("backbone", "another network")
+        here = getattr(getattr(model, "cnn", None), "backbone", "another one")
+        raise UserError(
+            f"init_from: {weights.path} is of a {there}, this encoder is a {here}, and {some} "
+            f"would stay as initialised ({_some(needed)}); {as_trained(weights)}"
+        )
+    console.warn(f"init_from: {some} are not in {weights.path} and start afresh: {_some(rest)}")
 
 
 def _grid(model: PretrainingModel) -> tuple[int, int] | None:

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.executors.init_weights_read import Weights
+from vilmedic_ssl.nets.vision import VisualEncoder
+from vilmedic_ssl.schema import schema
 
 ENCODER = "cnn.net."  # where every method keeps its image encoder
 HEADS = ("projection", "projector")  # one thing under two names
@@ -25,6 +27,8 @@ POSITIONS = "pos_embed"
 # Children of a ResNet that was cut into an nn.Sequential; 2, 3 and 8 have no tensors.
 NUMBERED = {"0": "conv1", "1": "bn1", **{str(i + 3): f"layer{i}" for i in (1, 2, 3, 4)}}
 SHOWN = 3  # names in a refusal
+# Keys of an encoder that decide which tensors it has.
+SHAPE = ("backbone", "output_layer", "stem", "width", "selective_kernels", "options")
 
 Names = dict[str, str]
 
@@ -172,6 +176,14 @@ def _foreign(own: Mapping[str, Tensor], wanted: list[str], weights: Weights, fou
     there = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in some)
     return (
         f"init_from: {weights.path} holds {found} of the {len(wanted)} tensors of this encoder "
-        f"(here {here} ...; there {there} ...); write model.cnn (backbone, width, stem ...) as it "
-        "was trained"
+        f"(here {here} ...; there {there} ...); {as_trained(weights)}"
     )
+
+
+def as_trained(weights: Weights) -> str:
+    """What to write so that a file fits."""
+    told = schema(VisualEncoder)
+    given = {k: v for k, v in (weights.encoder or {}).items() if k in SHAPE}
+    keys = [f"{k}: {v}" for k, v in given.items() if v != told[k].default]
+    exact = f", {{{', '.join(keys)}}}" if keys else ""
+    return f"write model.cnn (backbone, width, stem ...) as it was trained{exact}"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vilmedic_ssl import registry
-from vilmedic_ssl.errors import ConfigError, UserError
+from vilmedic_ssl.errors import ConfigError, Unobtainable, UserError
 from vilmedic_ssl.executors import checkpoint
 
 # Where other programs keep the weights; a moving average and a teacher first, which are judged.
@@ -35,6 +35,7 @@ class Weights:
             files of other programs.
         trained_on: members of the images it has learned from, (N,) int64; empty where unknown;
             labels_of: of those whose labels it has learned from.
+        encoder: `model.cnn` of a checkpoint of ours; None in files of other programs.
     """
 
     path: Path
@@ -42,48 +43,50 @@ class Weights:
     judged: str | None
     trained_on: Tensor
     labels_of: Tensor
+    encoder: Mapping[str, Any] | None = None
 
 
-def read_weights(source: str | Path) -> Weights:
+def read_weights(source: str | Path, seed: int | None = None) -> Weights:
     """The weights of a run folder (best checkpoint, else the last), or of one file.
 
     Nothing in a file is executed. A checkpoint of ours gives its moving average where it has one.
 
+    Args:
+        seed: whose checkpoint is taken from a folder with those of several seeds; None = the best
+            of all.
+
     Raises:
-        UserError: nothing there; damaged; no weights in it; objects beside the weights.
+        Unobtainable: nothing there, or a package to read it is missing.
+        UserError: damaged; no weights in it; objects beside the weights; a folder with several
+            seeds, and not this one.
     """
-    path = _file(Path(source).expanduser())
+    path = _file(Path(source).expanduser(), seed)
     content: Any = _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
     if isinstance(content, dict) and set(content) >= checkpoint.OF_A_RUN:
         tensors = content["ema"] or content["model"]
         seen = content["trained_on"], checkpoint.labels_of(content)
-        return Weights(path, tensors, _judged(content["config"]), *seen)
+        encoder = content["config"]["model"].get("cnn") or {}
+        return Weights(path, tensors, _judged(content["config"]), *seen, encoder)
     none = torch.empty(0, dtype=torch.int64)
     return Weights(path, _tensors(content, path), None, none, none)
 
 
-def _file(path: Path) -> Path:
-    if not path.is_dir():
-        if not path.is_file():
-            raise UserError(
-                f"init_from: there is no {path}; write a run folder, a checkpoint or a file of "
-                "weights (.pth, .pt, .bin, .ckpt, .safetensors)"
-            )
-        return path
-    best = checkpoint.ranked(path)
-    last = sorted(path.glob("last_*.pth"), key=lambda p: p.stat().st_mtime)
-    if not best and not last:
-        raise UserError(
-            f"init_from: {path} holds no checkpoint; train it first, or name a file of weights"
+def _file(path: Path, seed: int | None) -> Path:
+    if path.is_dir():
+        return checkpoint.best_or_last(path, seed, where="init_from")
+    if not path.is_file():
+        raise Unobtainable(
+            f"init_from: there is no {path}; write a run folder, a checkpoint or a file of "
+            "weights (.pth, .pt, .bin, .ckpt, .safetensors)"
         )
-    return best[0] if best else last[-1]
+    return path
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
         from safetensors.torch import load_file
     except ImportError as error:
-        raise UserError(
+        raise Unobtainable(
             f"init_from: {path.name} needs the package safetensors; install it (pip install "
             "safetensors)"
         ) from error

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -20,7 +21,7 @@ class Predictions:
         labels: (N,) int64 or (N, C) float32 in {0, 1, nan}.
         label_names: C names.
         scores: (N, C) float32.
-        trained: how many labelled training images taught the model, by class or finding, (C,).
+        images: how many labelled training images taught the model.
     """
 
     ids: list[str]
@@ -28,8 +29,33 @@ class Predictions:
     labels: np.ndarray
     label_names: list[str]
     scores: np.ndarray
-    trained: np.ndarray
     images: int
+
+    def like(self, other: Predictions, name: str) -> Predictions:
+        """The same rows in the order of another one's.
+
+        Args:
+            name: whose these are, for the error message.
+
+        Raises:
+            UserError: they are of other images, or labelled otherwise.
+        """
+        place = {id_: i for i, id_ in enumerate(self.ids)}
+        same = self.label_names == other.label_names and place.keys() == set(other.ids)
+        rows = [place[id_] for id_ in other.ids] if same else []
+        if not same or not np.array_equal(self.labels[rows], other.labels, equal_nan=True):
+            raise UserError(
+                f"flow.stages.{name}: scored on other images or labels than the first stage, so "
+                "nothing can be compared; only `transform` may differ in the dataset of judged "
+                "stages"
+            )
+        return replace(
+            self,
+            ids=other.ids,
+            patients=other.patients,
+            labels=other.labels,
+            scores=self.scores[rows],
+        )
 
     def save(self, path: Path) -> None:
         """Write an .npz of plain arrays."""
@@ -38,7 +64,6 @@ class Predictions:
             "labels": self.labels,
             "label_names": np.array(self.label_names),
             "scores": self.scores.astype(np.float32),
-            "trained": self.trained,
             "images": np.array(self.images),
         }
         if self.patients is not None:
@@ -64,8 +89,7 @@ def read_predictions(path: Path) -> Predictions:
             held["labels"],
             held["label_names"].tolist(),
             held["scores"],
-            held["trained"],
             int(held["images"]),
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise UserError(f"{path} is damaged ({error}); delete it, and it is made again") from error

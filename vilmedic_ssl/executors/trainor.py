@@ -41,8 +41,8 @@ class Trainor:
         validator: scores the model.
         lower_is_better: direction of `early_stop_metric`.
         config: the resolved config; data: hash per split; trained_on: the training samples, as
-            `MedicalDataset.members`; labels_of: those whose labels the weights learn from. All of
-            them go into every checkpoint.
+            `MedicalDataset.members`; labels_of: those whose labels the weights learn from;
+            label_names: of the classes. All of them go into every checkpoint.
     """
 
     def __init__(
@@ -58,10 +58,11 @@ class Trainor:
         data: dict[str, str],
         trained_on: Tensor,
         labels_of: Tensor | None = None,
+        label_names: list[str] | None = None,
     ):
         self.run, self.settings, self.loader, self.validator = run, settings, loader, validator
         self.config, self.data = config, data
-        self.trained_on, self.labels_of = trained_on, labels_of
+        self.trained_on, self.labels_of, self.label_names = trained_on, labels_of, label_names
         self.device = next(model.parameters()).device
         if settings.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -116,6 +117,7 @@ class Trainor:
             "data": self.data,
             "trained_on": self.trained_on,
             "labels_of": self.labels_of,
+            "label_names": self.label_names,
             "seed": self.run.seed,
             "version": __version__,
         }
@@ -144,9 +146,9 @@ class Trainor:
         checkpoint.load_weights(self.model, content["model"], source)
         if self.ema:
             checkpoint.load_weights(self.ema.model, content["ema"] or content["model"], source)
-        then, now = content["config"]["trainor"], self.config["trainor"]
+        then, now = {"sampling": "shuffle", **content["config"]["trainor"]}, self.config["trainor"]
         depends = ("optimizer", "early_stop_metric", "batch_size", "grad_accu", "drop_last")
-        for key in (*depends, "layer_decay", "lr_scales"):
+        for key in (*depends, "layer_decay", "lr_scales", "sampling"):
             if then.get(key) != now[key]:  # older runs lack the newer keys
                 value = "null" if then.get(key) is None else then[key]
                 raise UserError(

@@ -23,7 +23,7 @@ from vilmedic_ssl.experiment.audit import (
     summary,
     write_json,
 )
-from vilmedic_ssl.experiment.settings import check, spare_workers, typed
+from vilmedic_ssl.experiment.settings import check_data, spare_workers, typed
 from vilmedic_ssl.registry import closest
 from vilmedic_ssl.schema import build, complete
 
@@ -103,7 +103,7 @@ def _open(
     path = Path(target)
     if path.suffix in CONFIGS or yaml_config.config_in(path):
         given = yaml_config.load(target, overrides)
-        node = check({"name": "audit", **given})
+        node = check_data(given, "audit")
         experiment = typed(node)
         parts = list(experiment_parts(experiment, node, source=source, prefix=prefix))
         folder = experiment.folder if "name" in given else Path("audit")

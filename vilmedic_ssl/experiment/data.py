@@ -81,7 +81,8 @@ def pin_classes(model: dict[str, Any], dataset: MedicalDataset) -> None:
         )
     if dataset.labels is None:
         model["classes"] = model["teacher"]["classes"]
-        model["task"] = model["teacher"]["task"]
+        task = model["teacher"].get("task")
+        model["task"] = "classes" if task == "ordinal" else task  # an order is taught as classes
         return
     found = len(dataset.label_names)
     if model["classes"] not in (None, found):
@@ -159,12 +160,15 @@ def division_of(
     experiment: Experiment, datasets: Mapping[str, MedicalDataset]
 ) -> dict[str, float | str]:
     """What results say about the division they were made on: `split/hash`, of the split file or
-    else of the ids of the scored splits, and `split/train_fraction` where there is one.
+    else of the ids of the scored splits, whatever the label budget, and `split/train_fraction`
+    where there is one.
     """
+    from vilmedic_ssl.data.datasets.part import Part
     from vilmedic_ssl.data.split_file import read_splits
 
     if experiment.split_file is None:
-        return {"split/hash": digest({split: data.ids for split, data in datasets.items()})}
+        homes = {k: data.home if isinstance(data, Part) else data for k, data in datasets.items()}
+        return {"split/hash": digest({split: data.ids for split, data in homes.items()})}
     told: dict[str, float | str] = {"split/hash": read_splits(experiment.split_file).hash}
     if experiment.train_fraction is not None:
         told["split/train_fraction"] = experiment.train_fraction

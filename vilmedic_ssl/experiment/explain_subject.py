@@ -31,10 +31,11 @@ class Subject:
     """What is explained.
 
     Attributes:
-        networks: (module with the encoder, function from images to logits) under their names.
+        networks: (module with the encoder, function from images to logits) under their names, the
+            one that is explained first.
         transform: from a file to what the networks see.
         names: of the classes; None = not known.
-        whose: logits in words.
+        whose: which classifier the logits come from, in words.
     """
 
     networks: Mapping[str, tuple[nn.Module, Logits]]
@@ -51,9 +52,10 @@ def own_subject(path: Path, *, beside: bool) -> Subject:
     node["device"] = "cpu"
     take_classes(node["model"], content["config"]["model"])
     features = features_of(typed(node), node, [content], [path], path.stem, splits=["train"])
-    model, names = features.models[0], None
+    model = features.models[0]
+    names = (checkpoint.names_of(content) if model.classifies else []) or None
     try:
-        names = features.dataset("train").label_names
+        names = names or list(features.dataset("train").label_names) or None
     except UserError as error:
         if not model.classifies:
             raise UserError(
@@ -70,7 +72,9 @@ def own_subject(path: Path, *, beside: bool) -> Subject:
     networks = {"trained": network("model")}
     if beside:
         networks["untrained"] = network("random_init")
-    whose = "own logit" if model.classifies else "logit of a linear probe on its training images"
+    whose = "the network's own classifier"
+    if not model.classifies:
+        whose = "a linear probe on its training images"
     return Subject(networks, transform_of(content["config"]["dataset"]), names, whose)
 
 
@@ -106,8 +110,9 @@ def foreign_subject(
         mean=[sum(mean) / 3] if grey else mean,
         std=[sum(std) / 3] if grey else std,
     )
-    networks = {"trained": trained, **({"untrained": untrained} if beside else {})}
-    return Subject({k: (net, net) for k, net in networks.items()}, transform, None, "own logit")
+    networks = {held.path.name: trained, **({"untrained": untrained} if beside else {})}
+    whose = "the network's own classifier"
+    return Subject({k: (net, net) for k, net in networks.items()}, transform, None, whose)
 
 
 def _first_name(names: Any) -> str:

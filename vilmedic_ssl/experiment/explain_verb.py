@@ -98,6 +98,7 @@ def _draw(
     import torch
 
     from vilmedic_ssl.data.images import ImageFiles
+    from vilmedic_ssl.executors.sweep_plots import shortened
     from vilmedic_ssl.nets import saliency
     from vilmedic_ssl.post_processing._heat import Block, Strip, coloured, page
 
@@ -105,7 +106,7 @@ def _draw(
     inputs, shown = files.view(0, 0)[None], files.picture(0).mul(255).round().byte().numpy()
     picture = shown[0] if len(shown) == 1 else shown.transpose(1, 2, 0)
     with torch.no_grad():
-        logit_C = subject.networks["trained"][1](inputs)[0]
+        logit_C = next(iter(subject.networks.values()))[1](inputs)[0]
     if names is not None and len(names) != len(logit_C):
         raise UserError(f"--classes: {len(names)} names for {len(logit_C)} logits; write as many")
     names = names or [f"class {c}" for c in range(len(logit_C))]
@@ -124,12 +125,16 @@ def _draw(
             maps.append(saliency.normalised(drop)[0])
     cells = [picture, *(coloured(picture, one.numpy()) for one in maps)]
     rank = int((logit_C > logit_C[c]).sum()) + 1
-    caption = f"logit {logit_C[c]:.2f}, number {rank} of {len(logit_C)}; {subject.whose}"
-    columns = ["image", *subject.networks]
-    page([Block(names[c], columns, [Strip(caption, cells)])], out, cell=CELL)
+    caption = (
+        f"score (logit) {logit_C[c]:.2f}, rank {rank} of {len(logit_C)} classes; from "
+        f"{subject.whose}"
+    )
+    heads = {name: shortened(name, 24) for name in subject.networks}
     for name, one in zip(subject.networks, maps, strict=True):
         if not one.any():
-            console.warn(f"nothing in the image speaks for {names[c]} in the {name} network's map")
+            heads[name] += ": nothing speaks for it"
+            console.warn(f"nothing in the image speaks for {names[c]} in the map of {name}")
+    page([Block(names[c], ["image", *heads.values()], [Strip(caption, cells)])], out, cell=CELL)
 
 
 def _number(wanted: str, names: Sequence[str]) -> int:

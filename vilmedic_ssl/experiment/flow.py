@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vilmedic_ssl import console
-from vilmedic_ssl.config import digest
-from vilmedic_ssl.errors import Diverged, UserError
-from vilmedic_ssl.executors.flow import FlowSettings, Step, config_of, steps, told
+from vilmedic_ssl.config import digest, dump
+from vilmedic_ssl.errors import Diverged, Unobtainable, UserError
+from vilmedic_ssl.executors.flow import FlowSettings, Step, steps, told
 from vilmedic_ssl.experiment.flow_config import (
     FlowExperiment,
     check_flow,
@@ -22,7 +22,7 @@ from vilmedic_ssl.experiment.flow_config import (
     started,
     typed_flow,
 )
-from vilmedic_ssl.experiment.settings import typed
+from vilmedic_ssl.experiment.flow_data import inspect
 from vilmedic_ssl.schema import plain
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def run_flow(config: Mapping[str, Any], *, only_table: bool = False) -> Path:
     """Run what is not done yet, then write table, plot and page; returns the flow's folder.
 
     Args:
-        only_table: train nothing; UserError when something is missing.
+        only_table: train nothing; what is missing is left out, and said.
 
     Raises:
         UserError, Leak, Interrupted: as training does.
@@ -48,7 +48,8 @@ def run_flow(config: Mapping[str, Any], *, only_table: bool = False) -> Path:
     settings = flow.flow
     dist.start(dist.choose_device(flow.device))
     shared = shared_of(checked)
-    data = _data(settings, shared, flow.folder)
+    data = inspect(settings, shared, flow.folder)
+    dist.on_main(lambda: _save(checked, flow.folder))
     plan = list(steps(settings, shared, data))
     made, lost = _Runner(flow, settings, plan, only_table=only_table).run()
     if dist.rank() != 0:
@@ -95,39 +96,10 @@ def compare_again(config: Mapping[str, Any]) -> dict[str, float | str]:
     }
 
 
-def _data(settings: FlowSettings, shared: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """A hash of each stage's data, which is audited first, into `folder`.
-
-    Raises:
-        Leak: between the splits of a stage's data.
-    """
-    from vilmedic_ssl.errors import MissingSplit
-    from vilmedic_ssl.experiment.audit import audit_before
-    from vilmedic_ssl.experiment.data import dataset_of
-
-    audited: dict[str, str] = {}
-    hashes = {}
-    for name, stage in settings.stages.items():
-        config = config_of(stage, shared)
-        node = checked_stage(name, {**config, "name": name, "model": _ANY, "validator": {}})
-        experiment = typed(node)
-        key = digest([node["dataset"].get(k) for k in sorted(node["dataset"]) if k != "transform"])
-        if key not in audited:
-            audit_before(experiment, node, folder)
-            parts = []
-            for split in ("train", "validate", settings.split):
-                try:
-                    parts.append(dataset_of(experiment, node, split).fingerprint())
-                except MissingSplit:
-                    if split != "validate":
-                        raise
-            audited[key] = digest(parts)
-        hashes[name] = audited[key]
-    return hashes
-
-
-_ANY = {"proto": "Classifier", "cnn": {"proto": "CNN", "backbone": "resnet18"}}
-"""Stands for the model of a stage that has none, where only its data is looked at."""
+def _save(checked: Mapping[str, Any], folder: Path) -> None:
+    """The resolved config, which runs and scores the flow without the words it was given."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "flow.yml").write_text(dump(checked), encoding="utf-8")
 
 
 class _Runner:
@@ -162,10 +134,9 @@ class _Runner:
                 continue
             if not dist.on_main(partial(self._done, step)):
                 if self.only_table:
-                    raise UserError(
-                        f"{step.told} has not been run; run the flow with `vilmedic-ssl train` and "
-                        "the same words"
-                    )
+                    gone[id(step)] = f"{step.told} has not been run"
+                    lost.append(gone[id(step)])
+                    continue
                 left = (time.monotonic() - start) / ran * (todo - ran) if ran else None
                 rest = "" if left is None else f", about {_clock(left)} left"
                 console.say(f"[{number}/{len(self.plan)}] {step.told}{rest}")
@@ -175,7 +146,7 @@ class _Runner:
                     gone[id(step)] = f"{step.told} diverged"
                     lost.append(f"{step.told} diverged: {error}")
                     continue
-                except UserError as error:
+                except Unobtainable as error:
                     if not step.stage.optional:
                         raise
                     gone[id(step)] = f"{step.told} was left out"
@@ -247,7 +218,7 @@ class _Runner:
             **step.config,
             "name": f"{self.flow.name}/{step.folder}",
             "seed": step.seed,
-            "ensemblor": {"batch_size": self.flow.ensemblor.batch_size},
+            "ensemblor": vars(self.flow.ensemblor).copy(),
         }
         owner = step
         while owner.stage.model is None:  # judged as it is: the model is that of its source
@@ -291,7 +262,10 @@ def _arranged(
             if stage.judged_by and all(one is not None for one in of_seeds):
                 found.setdefault(budget, {})[name] = [one for one in of_seeds if one is not None]
     if not found:
-        raise UserError("flow: every stage lacks some seed, so there is nothing to compare")
+        raise UserError(
+            "flow: no stage has all its seeds, so there is nothing to compare; run it with "
+            "`vilmedic-ssl train` and the same words"
+        )
     return found
 
 

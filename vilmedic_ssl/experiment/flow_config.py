@@ -14,6 +14,8 @@ from vilmedic_ssl.experiment.settings import check
 from vilmedic_ssl.registry import find, load_plugins
 from vilmedic_ssl.schema import build, complete, conform, schema
 
+# Stands for the model of a stage that has none, where only its other keys are looked at.
+ANY = {"proto": "Classifier", "cnn": {"proto": "CNN", "backbone": "resnet18"}}
 SHARED = ("dataset", "split_file", "trainor", "validator", "audit", "device", "num_workers")
 
 
@@ -59,10 +61,13 @@ def check_flow(node: Mapping[str, Any]) -> dict[str, Any]:
     checked = complete(node, FlowExperiment, "")
     settings, shared = flow_of(checked), shared_of(checked)
     for name, stage in settings.stages.items():
-        if stage.model is not None:
-            budget = settings.budgets[0] if stage.labels else None
-            config = {**config_of(stage, shared, budget), "name": name}
-            checked_stage(name, config if stage.after is None else started(config, stage.after))
+        for budget in settings.budgets if stage.labels else (None,):
+            config = {**config_of(stage, shared, budget), "name": f"{checked['name']}/{name}"}
+            if stage.model is None:
+                config = {**config, "model": ANY}
+            elif stage.after is not None:
+                config = started(config, stage.after)
+            checked_stage(name, config)
     return checked
 
 

@@ -6,21 +6,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from vilmedic_ssl import metrics
 from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.executors.predictions import Predictions
-from vilmedic_ssl.experiment.data import dataset_of, take_classes
+from vilmedic_ssl.experiment.data import dataset_of, pin_classes, take_classes
 from vilmedic_ssl.experiment.settings import typed
+from vilmedic_ssl.post_processing._scores import held_out, labelled_rows, own_scores, widen
 
-NEIGHBOURS, TAU = 20, 0.07
+if TYPE_CHECKING:
+    from vilmedic_ssl.data.datasets.base import MedicalDataset
 
 
 class Judged:
-    """The features of one encoder on train, validate and a split, computed once."""
+    """The features of one encoder on train, validate and a split, computed once.
+
+    Args:
+        node: the checked config of its training, without a label budget.
+        path: its checkpoint; None = it is not trained.
+    """
 
     def __init__(self, node: dict[str, Any], path: Path | None, seed: int, split: str):
         from vilmedic_ssl.data.images import pin_channels, take_channels
@@ -32,6 +39,7 @@ class Judged:
         if path is None:
             train = dataset_of(experiment, node, "train")
             pin_channels(node["dataset"], getattr(train, "files", None))
+            pin_classes(node["model"], train)
             self.features = untrained_features(experiment, node, seed, splits=[split])
             return
         content = checkpoint.read_run(path)
@@ -41,7 +49,9 @@ class Judged:
         refuse_leaks(content, self.features, path)
 
 
-def predictions(judged: Judged, node: Mapping[str, Any], judge: str) -> Predictions:
+def predictions(
+    judged: Judged, node: Mapping[str, Any], judge: Literal["classifier", "linear_probe", "knn"]
+) -> Predictions:
     """Class scores of the split.
 
     Args:
@@ -51,50 +61,38 @@ def predictions(judged: Judged, node: Mapping[str, Any], judge: str) -> Predicti
     Raises:
         UserError: no labels, or a model without class scores.
     """
-    features, split = judged.features, judged.split
-    test = features.get(split)
+    test = judged.features.get(judged.split)
     taught = dataset_of(typed(dict(node)), node, "train")
     if test.labels is None or taught.labels is None:
         raise UserError("flow: the data has no labels to judge by; name them in `dataset`")
-    if judge == "classifier":
-        if "scores" not in test.rows:
-            raise UserError(
-                f"flow: {node['model']['proto']} gives no class scores; write judge: linear_probe"
-            )
-        scores = test.rows["scores"]
-    else:
-        scores = _fitted(judged, taught, judge)
-    known = taught.labels if taught.labels.ndim == 2 else None
-    counts = (
-        np.nansum(known, axis=0)
-        if known is not None
-        else np.bincount(taught.labels, minlength=len(taught.label_names))
-    )
+    made = own_scores(test, "flow") if judge == "classifier" else _fitted(judged, taught, judge)
     return Predictions(
         test.ids,
         test.patients,
         test.labels,
         test.label_names,
-        scores,
-        counts.astype(np.int64),
-        len(taught),
+        widen(made, len(test.label_names)).astype(np.float32),
+        int(metrics.labelled(taught.labels).sum()),
     )
 
 
-def _fitted(judged: Judged, taught: Any, judge: str) -> np.ndarray:
-    """(N, C) scores of the split by a judge fitted on the features of the taught images."""
-    features = judged.features
-    train, test = features.get("train"), features.get(judged.split)
+def _fitted(judged: Judged, taught: MedicalDataset, judge: str) -> np.ndarray:
+    """(N, C) scores by a judge fitted on the features of the taught images, as the plug-ins of the
+    same names do.
+    """
+    features, rows = judged.features, judged.features.get(judged.split).rows["encoder"]
+    train = features.get("train")
     place = {name: i for i, name in enumerate(train.ids)}
-    rows = [place[name] for name in taught.ids]
-    x, y = train.rows["encoder"][rows], taught.labels
+    x, y = train.rows["encoder"][[place[name] for name in taught.ids]], taught.labels
+    assert y is not None
+    known = metrics.labelled(y)
+    x, y = x[known], y[known]
     if judge == "knn":
-        made = metrics.knn_scores(x, y, test.rows["encoder"], k=min(NEIGHBOURS, len(x)), tau=TAU)
-    elif features.has("validate"):
-        val = features.get("validate")
-        made = metrics.linear_probe(x, y, val.rows["encoder"], val.labels, test.rows["encoder"])
-    else:
-        none = x[:0], y[:0]
-        made = metrics.linear_probe(x, y, *none, test.rows["encoder"])
-    wide = np.pad(made, ((0, 0), (0, max(0, len(test.label_names) - made.shape[1]))))
-    return wide.astype(np.float32)
+        return metrics.knn_scores(x, y, rows, k=min(20, len(x)))
+    if features.has("validate"):
+        return metrics.linear_probe(
+            x, y, *labelled_rows(features.get("validate"), "encoder", "linear_probe"), rows
+        )
+    names = np.array(taught.ids if taught.patients is None else taught.patients)[known]
+    held = held_out(list(names), seed=features.seed)
+    return metrics.linear_probe(x[~held], y[~held], x[held], y[held], rows)

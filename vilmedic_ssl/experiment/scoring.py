@@ -104,11 +104,14 @@ def _refuse_several_processes() -> None:
 
 
 def open_run(
-    config: Mapping[str, Any],
+    config: Mapping[str, Any], *, own_seed: bool = False
 ) -> tuple[Experiment, dict[str, Any], list[Path], list[dict[str, Any]]]:
     """The experiment of a config, with the seed of its best checkpoint, which a budget without one
     goes by; its checked config, where what training decided is filled in; the checkpoints that it
     names, best first, and their contents.
+
+    Args:
+        own_seed: only checkpoints of the config's seed.
 
     Raises:
         UserError: wrong config, no run folder or checkpoint, or several processes.
@@ -126,7 +129,8 @@ def open_run(
             f"there is no run folder {experiment.folder}; train it first, with `vilmedic-ssl train`"
             " and the same words, or correct ckpt_dir and name"
         )
-    files = choose_checkpoints(experiment.folder, experiment.ensemblor.mode, experiment.ckpt)
+    seed = experiment.seed if own_seed else None
+    files = choose_checkpoints(experiment.folder, experiment.ensemblor.mode, experiment.ckpt, seed)
     contents = [checkpoint.read_run(path) for path in files]
     console.say(f"ensembling {len(files)} checkpoint(s): {', '.join(path.name for path in files)}")
     take_channels(node["dataset"], contents[0]["config"]["dataset"])
@@ -178,11 +182,24 @@ def features_of(
 def untrained_features(
     experiment: Experiment, node: dict[str, Any], seed: int, *, splits: list[str]
 ) -> Features:
-    """The model of a config as it is before training: fresh weights, or published ones."""
+    """The model of a config as it is before training: fresh weights, published ones, or those of
+    `init_from`.
+
+    Raises:
+        Leak: those weights have learned from an image of a split.
+    """
     from vilmedic_ssl.executors import checkpoint
+    from vilmedic_ssl.executors.ensemblor import refuse_leaks
+    from vilmedic_ssl.executors.init_weights import start_from
 
     checkpoint.seed_everything(seed)
-    return _features(experiment, node, [model_of(node)], seed, f"untrained_{seed}", splits)
+    model = model_of(node)
+    start = start_from(model, node["init_from"], seed=seed) if node["init_from"] else None
+    features = _features(experiment, node, [model], seed, f"untrained_{seed}", splits)
+    if start is not None:
+        console.say(start.describe())
+        refuse_leaks({"trained_on": start.trained_on, "seed": seed}, features, start.source)
+    return features
 
 
 def _features(

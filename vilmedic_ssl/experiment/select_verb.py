@@ -32,8 +32,8 @@ def select(
     list of those that are, and write it, with all scores beside it in `<out>.csv`; returns what
     was picked.
 
-    Only the training split is read, and no label before the choice is made. Images are picked one
-    by one, whoever their patients are.
+    The checkpoint is of the config's seed. Only the training split is read, and no label before
+    the choice is made. Images are picked one by one, whoever their patients are.
 
     Args:
         score: entropy of the class scores, or disagreement between six views of an image.
@@ -54,7 +54,7 @@ def select(
         raise UserError(
             f"--out {file} is there already; name another file, or grow it: --labelled {file}"
         )
-    experiment, node, files, contents = open_run(config)
+    experiment, node, files, contents = open_run(config, own_seed=True)
     whole = dataset_of(replace(experiment, budget=None), node, TRAIN, run_dir=experiment.folder)
     there, old = _lists(experiment, whole, labelled)
     candidates = sorted(set(there) - set(old))
@@ -95,7 +95,8 @@ def _lists(
         there = choose(whole, Budget(keep=budget.keep), seed=seed).kept
     source = budget.ids if labelled is None else labelled
     if source is None:
-        return there, choose(whole, budget, seed=seed).labelled if budget.limited else []
+        some = budget.limited and whole.labels is not None
+        return there, choose(whole, budget, seed=seed).labelled if some else []
     row_of = {whole.ids[i]: i for i in there}
     key = "budget.ids" if labelled is None else "--labelled"
     ids = read_ids(source, key)
@@ -125,7 +126,8 @@ def _refuse_knowing(
         raise UserError(
             f"{path} has learned from the labels of {known:,} images of {TRAIN} that are not among "
             f"the {len(old):,} labelled ones, so its scores know them; train it with budget.ids "
-            "set to that list, name the list with --labelled, or take a model without labels"
+            "set to that list, name the list with --labelled, or take a model that learned without "
+            "labels and was not chosen by the probe"
         )
 
 

@@ -38,8 +38,9 @@ class Experiment:
             folder.
         ckpt: checkpoint to resume from or to evaluate: last, best, or a file in the run folder.
         init_from: where a new training takes its first weights from: a run folder (best checkpoint,
-            else the last), a checkpoint, or a file of weights of another program (.pth, .pt, .bin,
-            .ckpt, .safetensors); what fits is taken and told. A training that resumes takes none.
+            else the last; of several seeds that of `seed`), a checkpoint, or a file of weights of
+            another program (.pth, .pt, .bin, .ckpt, .safetensors); what fits is taken and told. A
+            training that resumes takes none.
         overwrite: let a new training replace the files of the same name and seed.
         device: cuda, mps or cpu; null = the best there is.
         num_workers: processes that read images; null = one per spare core, at most four.
@@ -119,19 +120,33 @@ def load_config(
 
     Args:
         path: a YAML file, or a run folder for the config in it.
-        name: stands in for a `name` that is not given, where no run folder is needed.
+        name: only the data is wanted; stands in for a `name` that is not given.
 
     Raises:
         ConfigError: whatever is wrong with it, with the key's full path and the closest known keys.
     """
     node = yaml_config.load(path, overrides)
     if name is not None:
-        node.setdefault("name", name)
+        return yaml_config.freeze(check_data(node, name))
     if "flow" in node:
         from vilmedic_ssl.experiment.flow_config import check_flow
 
         return yaml_config.freeze(check_flow(node))
     return yaml_config.freeze(check(node))
+
+
+def check_data(node: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A config of which only the data is looked at, complete; of a flow, the data its stages share.
+
+    Args:
+        name: stands in for one that is not given.
+    """
+    if "flow" in node:
+        from vilmedic_ssl.experiment.flow_config import ANY
+
+        data = ("name", "ckpt_dir", "plugins", "dataset", "split_file", "audit", "num_workers")
+        node = {"model": ANY, **{key: node[key] for key in data if key in node}}
+    return check({"name": name, **node})
 
 
 def check(node: Mapping[str, Any]) -> dict[str, Any]:

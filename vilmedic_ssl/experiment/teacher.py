@@ -29,12 +29,14 @@ class Teacher:
         source: the file; weights: of the classifier in it, the moving average where there is one.
         trained_on: members of the images it has learned from, (N,) int64; labels_of: of those
             whose labels it has.
+        label_names: of its classes; empty where it does not know them.
     """
 
     source: Path
     weights: dict[str, Tensor]
     trained_on: Tensor
     labels_of: Tensor
+    label_names: list[str]
 
     def load(self, model: nn.Module) -> None:
         """Fill the teacher inside a model."""
@@ -44,12 +46,18 @@ class Teacher:
         console.say(f"teacher {self.source}, frozen; its weights are kept with the student's")
 
 
-def pin_teacher(model: dict[str, Any], dataset: MedicalDataset) -> Teacher | None:
+def pin_teacher(
+    model: dict[str, Any], dataset: MedicalDataset, *, seed: int | None = None
+) -> Teacher | None:
     """Put the teacher's model keys where a model of a new training names its file; None for models
     without a teacher.
 
+    Args:
+        seed: whose checkpoint is taken from a folder with those of several seeds.
+
     Raises:
-        UserError: no such file; no classifier in it; other classes than the data has.
+        UserError: no such file; no classifier in it; other classes than the data has; a folder
+            with several seeds, and not this one.
     """
     from vilmedic_ssl.executors import checkpoint
 
@@ -61,26 +69,17 @@ def pin_teacher(model: dict[str, Any], dataset: MedicalDataset) -> Teacher | Non
             "model.teacher: a new training reads the teacher's weights from a file; write "
             "model.teacher=FOLDER, the run folder of a Classifier, or one of its checkpoints"
         )
-    source = _file(Path(name).expanduser())
+    source = Path(name).expanduser()
+    if source.is_dir():
+        source = checkpoint.best_or_last(source, seed, where="model.teacher")
     content = checkpoint.read_run(source)
     keys = _classifier(content["config"]["model"], source)
-    _refuse_others(keys, dataset, source)
+    label_names = checkpoint.names_of(content)
+    _refuse_others(keys, label_names, dataset, source)
     model["teacher"] = without_weights(keys)
     weights = content["ema"] or content["model"]
     own = {name: tensor for name, tensor in weights.items() if not name.startswith(OWN)}
-    return Teacher(source, own, content["trained_on"], checkpoint.labels_of(content))
-
-
-def _file(path: Path) -> Path:
-    """The best checkpoint of a run folder, else the last; or the file itself."""
-    from vilmedic_ssl.executors import checkpoint
-
-    if not path.is_dir():
-        return path
-    last = sorted(path.glob("last_*.pth"), key=lambda p: p.stat().st_mtime)
-    if found := [*checkpoint.ranked(path)[:1], *last[-1:]]:
-        return found[0]
-    raise UserError(f"model.teacher: {path} holds no checkpoint; train the teacher first")
+    return Teacher(source, own, content["trained_on"], checkpoint.labels_of(content), label_names)
 
 
 def _classifier(model: Mapping[str, Any], source: Path) -> dict[str, Any]:
@@ -96,9 +95,12 @@ def _classifier(model: Mapping[str, Any], source: Path) -> dict[str, Any]:
     )
 
 
-def _refuse_others(keys: dict[str, Any], dataset: MedicalDataset, source: Path) -> None:
+def _refuse_others(
+    keys: dict[str, Any], names: list[str], dataset: MedicalDataset, source: Path
+) -> None:
     """Raises:
-    UserError: the data has other classes than a teacher knows, or findings instead of classes.
+    UserError: the data has other classes than a teacher knows, or another order of them, or
+        findings instead of classes.
     """
     if dataset.labels is None:
         return
@@ -111,4 +113,13 @@ def _refuse_others(keys: dict[str, Any], dataset: MedicalDataset, source: Path) 
         raise UserError(
             f"model.teacher: {source} tells {keys['classes']} {knows} apart, this data has {found} "
             f"{told}; take a teacher that was trained for them"
+        )
+    here = list(dataset.label_names)
+    if names and names != here:
+        i = next(i for i, (a, b) in enumerate(zip(names, here, strict=True)) if a != b)
+        order = "the same in another order" if sorted(names) == sorted(here) else "other ones"
+        raise UserError(
+            f"model.teacher: {source} was trained for the {told} {', '.join(names)}, this data has "
+            f"{order}: number {i} is {names[i]} there and {here[i]} here; name and order them as "
+            "there, or take a teacher that was trained for these"
         )

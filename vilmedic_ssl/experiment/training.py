@@ -84,7 +84,9 @@ def train(config: Mapping[str, Any], *, audit: bool = True) -> Path:
     train_set = dataset_of(experiment, node, "train", augment=True, run_dir=run.folder)
     if content is not None:
         take_classes(node["model"], content["config"]["model"])
-    teacher = pin_teacher(node["model"], train_set) if content is None else None
+    teacher = None
+    if content is None:
+        teacher = pin_teacher(node["model"], train_set, seed=run.seed)
     pin_classes(node["model"], train_set)
     checkpoint.seed_everything(run.seed)
     model = model_of(node, pretrained=content is None).to(device)
@@ -123,7 +125,8 @@ def train(config: Mapping[str, Any], *, audit: bool = True) -> Path:
             experiment, {k: v.dataset for k, v in {"train": train_loader, **scored}.items()}
         ),
         trained_on=_seen(train_loader.dataset, content, start, teacher),
-        labels_of=_labels_of(model, train_loader.dataset, content, start, teacher),
+        labels_of=_labels_of(experiment, model, train_loader.dataset, content, start, teacher),
+        label_names=_names(train_set, content, teacher),
     )
     if content is not None:
         trainor.load(content, source)
@@ -149,7 +152,7 @@ def _start(model: PretrainingModel, node: Mapping[str, Any]) -> Start | None:
 
     if node["init_from"] is None:
         return None
-    start = start_from(model, node["init_from"])
+    start = start_from(model, node["init_from"], seed=node["seed"])
     console.say(start.describe())
     return start
 
@@ -172,23 +175,51 @@ def _seen(
 
 
 def _labels_of(
+    experiment: Experiment,
     model: PretrainingModel,
     dataset: MedicalDataset,
     content: dict[str, Any] | None,
     start: Start | None,
     teacher: Teacher | None,
 ) -> Tensor:
-    """The images whose labels the weights have learned from, gathered as `_seen` does."""
+    """The images whose labels the weights have learned from, or were chosen by, gathered as `_seen`
+    does.
+    """
     import torch
 
     from vilmedic_ssl.data.budget_rows import labelled_members
     from vilmedic_ssl.executors import checkpoint
 
-    taken = "labels" in (*model.takes, *model.may_take)
+    taken = "labels" in (*model.takes, *model.may_take) or _steered_by_labels(experiment)
     known = [labelled_members(dataset) if taken else torch.empty(0, dtype=torch.int64)]
     known += [] if content is None else [checkpoint.labels_of(content)]
     known += [origin.labels_of for origin in (start, teacher) if origin is not None]
     return torch.cat(known).unique()
+
+
+def _names(
+    dataset: MedicalDataset, content: dict[str, Any] | None, teacher: Teacher | None
+) -> list[str]:
+    """Names of the classes: of the data's, or without labels those of the teacher."""
+    from vilmedic_ssl.executors import checkpoint
+
+    if dataset.labels is not None:
+        return list(map(str, dataset.label_names))
+    known = [] if content is None else checkpoint.names_of(content)
+    return known if teacher is None else teacher.label_names
+
+
+def _steered_by_labels(experiment: Experiment) -> bool:
+    """True when labels of train decide which weights are best: the online probe learns them, any
+    other metric of labels reads them where the validator scores `train`.
+    """
+    from vilmedic_ssl.data.splits import TRAIN
+    from vilmedic_ssl.executors.monitors import METRICS
+
+    assert experiment.trainor is not None
+    name = experiment.trainor.early_stop_metric
+    read = name in METRICS and METRICS[name].labels and TRAIN in experiment.validator.splits
+    return read or name == "probe"
 
 
 def _old_files(run: Any, overwrite: bool) -> list[Path]:

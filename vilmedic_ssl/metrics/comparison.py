@@ -32,8 +32,8 @@ class Triple:
 
 @dataclass(frozen=True)
 class Standing:
-    """One way of training: the mean over its seeds, their standard deviation (0 for one seed), and
-    the mean paired difference to the baseline (None for the baseline itself).
+    """One way of training: the mean over its seeds, their standard deviation (nan for one seed),
+    and the mean paired difference to the baseline (None where there is none to compare with).
     """
 
     mean: Triple
@@ -79,18 +79,19 @@ def standings(
 ) -> list[Standing]:
     """Compare A ways of training with S seeds each on the same N rows.
 
-    Every bootstrap draw takes patients and, independently, seeds with replacement, and the mean
-    over the drawn seeds is what is looked at: so the interval of a mean, and of a difference of two
-    means, covers both sources of chance. Ways are paired by patient and by seed. With few seeds
-    their share of the spread is underestimated, by (S - 1) / S of its variance.
+    An interval is the mean plus and minus t times a standard error of two parts: the variance over
+    bootstrap draws of patients, and the variance over seeds divided by S. The degrees of freedom of
+    t are Welch and Satterthwaite's for that sum (Satterthwaite 1946), so that three seeds that
+    disagree make it wide. A difference is taken per patient draw and per seed, where ways are
+    paired, before either variance is. With one seed the interval is of patients alone.
 
     Args:
         y: (N,) classes or (N, C) findings in {0, 1, nan}.
         scores: [A][S] arrays (N, C).
-        measure: (y, scores) -> number.
+        measure: (y, scores) -> number in [0, 1].
         baseline: the way that others are compared with.
         groups: N patients; None: every row by itself.
-        draws: below 20 there are no intervals.
+        draws: of patients; below 20 there are no intervals.
 
     Returns:
         one standing per way, in order.
@@ -104,22 +105,27 @@ def standings(
     found = metrics.resample(each, y, *flat, groups=groups, draws=draws, seed=seed)
     value_AS = found.value.reshape(ways, seeds)
     drawn_RAS = found.draws.reshape(-1, ways, seeds)
-    pick_RS = np.random.default_rng(seed).integers(seeds, size=(len(drawn_RAS), seeds))
-    drawn_RA = np.take_along_axis(drawn_RAS, pick_RS[:, None, :], axis=2).mean(axis=2)
-    mean_A = value_AS.mean(axis=1)
-    sd_A = value_AS.std(axis=1, ddof=1) if seeds > 1 else np.zeros(ways)
-
-    def triple(value: float, drawn_R: np.ndarray) -> Triple:
-        if len(drawn_R) < FEWEST:
-            return Triple(float(value), float("nan"), float("nan"))
-        low, high = np.quantile(drawn_R, [0.025, 0.975])
-        return Triple(float(value), float(low), float(high))
-
     made = []
     for a in range(ways):
         minus = None
         if baseline is not None and a != baseline:
-            gain_R = drawn_RA[:, a] - drawn_RA[:, baseline]
-            minus = triple(mean_A[a] - mean_A[baseline], gain_R)
-        made.append(Standing(triple(mean_A[a], drawn_RA[:, a]), float(sd_A[a]), minus))
+            gain_S = value_AS[a] - value_AS[baseline]
+            minus = _interval(gain_S, drawn_RAS[:, a] - drawn_RAS[:, baseline], least=-1)
+        sd = float(value_AS[a].std(ddof=1)) if seeds > 1 else float("nan")
+        made.append(Standing(_interval(value_AS[a], drawn_RAS[:, a], least=0), sd, minus))
     return made
+
+
+def _interval(value_S: np.ndarray, drawn_RS: np.ndarray, *, least: float) -> Triple:
+    """The mean over seeds with its 95 % interval, within [least, 1]."""
+    from scipy.stats import t
+
+    mean, seeds = float(value_S.mean()), len(value_S)
+    if len(drawn_RS) < FEWEST:
+        return Triple(mean, float("nan"), float("nan"))
+    of_patients = float(drawn_RS.mean(axis=1).var(ddof=1))
+    of_seeds = float(value_S.var(ddof=1)) / seeds if seeds > 1 else 0.0
+    total = of_patients + of_seeds
+    freedom = (seeds - 1) * total**2 / of_seeds**2 if of_seeds > 0 else np.inf
+    reach = float(t.ppf(0.975, freedom)) * total**0.5
+    return Triple(mean, max(least, mean - reach), min(1.0, mean + reach))

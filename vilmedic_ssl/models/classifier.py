@@ -196,10 +196,14 @@ def _weights(loss: LabelLoss, classes: int) -> Tensor | None:
     weights = loss.class_weights
     if weights is None:
         return None
-    if weights == "balanced" or len(weights) != classes:
-        found = weights if weights == "balanced" else f"{len(weights)} numbers"
+    if weights == "balanced":
         raise ConfigError(
-            f"model.loss.class_weights: {found} for {classes} classes; write a number for each "
-            "(balanced is for training from a config, which counts the labels)"
+            f"model.loss.class_weights: balanced for {classes} classes is counted from a training "
+            f"split, and a model that is built alone has none; write {classes} numbers"
+        )
+    if len(weights) != classes:
+        raise ConfigError(
+            f"model.loss.class_weights: there are {len(weights)} numbers for {classes} classes; "
+            f"write {classes}, one per class in the order of the labels, or balanced"
         )
     return torch.tensor(weights)

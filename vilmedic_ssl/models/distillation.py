@@ -49,8 +49,9 @@ class Distillation(Classifier):
 
     Attributes:
         cnn: the student's image encoder.
-        teacher: run folder (its best checkpoint) or checkpoint of a Classifier or Distillation; in
-            a saved config the model that was found there. Training cannot do without.
+        teacher: run folder (its best checkpoint, of several seeds that of `seed`) or checkpoint of
+            a Classifier or Distillation; in a saved config the model that was found there. Training
+            cannot do without.
         projection: the projection of a pretrained model, of which `selector` layers are kept; null
             = none.
         selector: how many of its layers stay under the classifier; -1 = all.

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from vilmedic_ssl.errors import ConfigError, UserError
+from vilmedic_ssl.errors import ConfigError, Unobtainable, UserError
 from vilmedic_ssl.nets.resnet import Stem, changes, rebuild
 from vilmedic_ssl.registry import proto
 
@@ -41,7 +41,8 @@ class VisualEncoder(nn.Module):
 
     Raises:
         ConfigError: unknown backbone, layer or option.
-        UserError: pretrained weights cannot be had, or colour images meet a one-channel network.
+        Unobtainable: the pretrained weights cannot be had.
+        UserError: colour images meet a one-channel network.
     """
 
     def __init__(
@@ -74,7 +75,8 @@ class VisualEncoder(nn.Module):
         )
         rebuild(self.net, backbone, in_chans=in_chans, **form)
         self.output_layer = WHOLE if output_layer is None else output_layer
-        self.permute, self.freeze, self.in_chans = permute, freeze, in_chans
+        self.backbone, self.permute = backbone, permute
+        self.freeze, self.in_chans = freeze, in_chans
         self.out_dim = self._cut(backbone)
         self.dropout = nn.Dropout(dropout_out)
         if freeze:
@@ -185,7 +187,7 @@ def _create(backbone: str, pretrained: bool, options: dict[str, Any], **given: A
             ) from error
         if options:
             _create(backbone, False, options, **given)  # refuses those that never do
-        raise UserError(
+        raise Unobtainable(
             f"cnn.pretrained: the published weights of {backbone} cannot be had here "
             f"({type(error).__name__}); write model.cnn.pretrained=false"
         ) from error

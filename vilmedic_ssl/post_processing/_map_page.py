@@ -112,10 +112,10 @@ def _strip(
 
 
 def _caption(of: str, own: bool, outlined: bool) -> str:
-    whose = "the model's own" if own else "a linear probe's"
+    whose = "the model's own classifier" if own else "a linear probe"
     what = {"predicted": "the class it says", "true": "the true class", "each": "each class"}[of]
     line = "; blue: outline of the true finding" if outlined else ""
     return (
-        f"what speaks for {what} ({whose} logit), brightest where most does, in the images each "
+        f"what speaks for {what} by {whose}, brightest where most does, in the images each "
         f"class is said of most surely, with its probability{line}"
     )

@@ -12,6 +12,14 @@ from vilmedic_ssl import metrics
 from vilmedic_ssl.post_processing._scatter import COLOURS
 
 COLUMNS = 4  # panels side by side, where every finding has its own
+MOST, EACH = 15, 20  # bins at most (Guo et al. 2017, section 5), images in each at least
+
+
+def bins_for(y: np.ndarray, bins: int | None) -> int:
+    """How many bins labels (N,) get: `bins` where it is given, else as many as have 20 labelled
+    images each, from 2 to 15.
+    """
+    return min(MOST, max(2, int((y >= 0).sum()) // EACH)) if bins is None else bins
 
 
 def draw_reliability(
@@ -21,10 +29,11 @@ def draw_reliability(
     path: Path,
     *,
     title: str,
-    bins: int,
+    bins: int | None,
 ) -> Path:
     """A point per bin of equally many images. For classes the probability of the chosen one against
-    the share that was right; for findings one panel each, where labels are known.
+    the share that was right; for findings one panel each, where labels are known. `bins_for` says how many
+    bins.
     """
     from matplotlib.figure import Figure
 
@@ -54,7 +63,8 @@ def draw_reliability(
     return path
 
 
-def _panel(plot: Any, name: str, y: np.ndarray, score: np.ndarray, *, bins: int) -> None:
+def _panel(plot: Any, name: str, y: np.ndarray, score: np.ndarray, *, bins: int | None) -> None:
+    bins = bins_for(y, bins)
     said_B, share_B, count_B = metrics.reliability(y, score, bins=bins)
     plot.plot([0, 1], [0, 1], color="#9aa4ae", lw=1, ls="--")
     plot.vlines(said_B, said_B, share_B, color=COLOURS[1], lw=1.5, alpha=0.6)
@@ -67,8 +77,9 @@ def _panel(plot: Any, name: str, y: np.ndarray, score: np.ndarray, *, bins: int)
     plot.grid(color="#e4e8ec", lw=0.8)
     plot.spines[["top", "right"]].set_visible(False)
     error = metrics.ece(y, score, bins=bins)
-    words = name or f"{count_B.sum():,} images, calibration error {error:.3f}"
+    binned = f"{len(count_B)} {'bin' if len(count_B) == 1 else 'bins'}"
+    words = name or f"{count_B.sum():,} images in {binned}, calibration error {error:.3f}"
     plot.set_title(words, loc="left", fontsize=10)
     if name:
-        words = f"ECE {error:.3f}\nn {count_B.sum():,}"
+        words = f"ECE {error:.3f}\nn {count_B.sum():,}, {binned}"
         plot.text(0.98, 0.03, words, transform=plot.transAxes, ha="right", va="bottom", fontsize=8)

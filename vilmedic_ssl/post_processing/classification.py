@@ -12,10 +12,12 @@ from vilmedic_ssl import metrics
 from vilmedic_ssl.console import warn
 from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.post_processing._compare import TOP, triples, warn_of, write_table
-from vilmedic_ssl.post_processing._reliability import draw_reliability
+from vilmedic_ssl.post_processing._reliability import bins_for, draw_reliability
 from vilmedic_ssl.post_processing._scores import own_scores
 from vilmedic_ssl.post_processing._shared import Features, SplitFeatures, Value, labels_of
 from vilmedic_ssl.registry import proto
+
+FEW = 100  # images, below which a calibration error says little
 
 
 @proto
@@ -24,7 +26,7 @@ def classification(
     out: Path,
     *,
     draws: int = 1000,
-    bins: int = 15,
+    bins: int | None = None,
     save_predictions: bool = True,
 ) -> Iterator[tuple[str, Value]]:
     """Score the class probabilities that the model itself gives, on every split but train.
@@ -35,7 +37,8 @@ def classification(
 
     Args:
         draws: bootstrap draws of patients for the 95 % intervals; below 20 there are none.
-        bins: bins of equally many images for the calibration error and the reliability plot.
+        bins: bins of equally many images for the calibration error and the reliability plot; None =
+            as many as have 20 images each, from 2 to 15.
         save_predictions: write `predictions_<split>_<tag>.csv` for every split, train too: id,
             patient, label (or one column label/<finding> each), score/<name> for every class.
 
@@ -61,6 +64,7 @@ def classification(
         if not metrics.labelled(y).any():
             warn(f"classification: no image of {split} is labelled, so it has no numbers")
             continue
+        _warn_of_few(y, split)
         table |= _table(part, y, score_NC, draws=draws, bins=bins, seed=features.seed)
         path = out / f"classification_{features.tag}_{split}_reliability.png"
         draw_reliability(
@@ -83,7 +87,7 @@ def _table(
     score_NC: np.ndarray,
     *,
     draws: int,
-    bins: int,
+    bins: int | None,
     seed: int,
 ) -> dict[str, Value]:
     """Every number of one split."""
@@ -102,6 +106,18 @@ def _table(
     return triples([stem + name for name in names], found.value, *found.interval()) | {
         stem + name: value for name, value in plain.items()
     }
+
+
+def _warn_of_few(y: np.ndarray, split: str) -> None:
+    """Of a calibration error of few images: it is above 0 by chance alone."""
+    known_C = (y.reshape(len(y), -1) >= 0).sum(axis=0)
+    few = int(known_C[known_C > 0].min())
+    if few < FEW:
+        where = "" if y.ndim == 1 else " for a finding"
+        warn(
+            f"classification: {split} has {few} labelled images{where}; with fewer than {FEW} the "
+            "calibration error (ece) is mostly noise"
+        )
 
 
 def _of_classes(y: np.ndarray, score_NC: np.ndarray, names: list[str]) -> dict[str, float]:
@@ -160,7 +176,9 @@ def _each(each: metrics.PerClass, names: list[str]) -> dict[str, float]:
     }
 
 
-def _plain(y: np.ndarray, score_NC: np.ndarray, names: list[str], bins: int) -> dict[str, float]:
+def _plain(
+    y: np.ndarray, score_NC: np.ndarray, names: list[str], bins: int | None
+) -> dict[str, float]:
     """What has no interval: shares of the data, published definitions, and the calibration error,
     which grows by resampling itself.
     """
@@ -168,11 +186,14 @@ def _plain(y: np.ndarray, score_NC: np.ndarray, names: list[str], bins: int) -> 
     share_C = np.array([metrics.prevalence(column) for column in hot_NC.T])
     if y.ndim == 1:
         task: metrics.Task = "binary-class" if len(names) == 2 else "multi-class"
-        error = metrics.ece(y, score_NC, bins=bins)
+        error = metrics.ece(y, score_NC, bins=bins_for(y, bins))
     else:
         task = "multi-label, binary-class"
         known = ~np.isnan(y).all(axis=0) & ~np.isnan(score_NC).all(axis=0)
-        each = [metrics.ece(y[:, c], score_NC[:, c], bins=bins) for c in np.flatnonzero(known)]
+        each = [
+            metrics.ece(y[:, c], score_NC[:, c], bins=bins_for(y[:, c], bins))
+            for c in np.flatnonzero(known)
+        ]
         error = metrics.macro(np.array(each))
     auc, acc = metrics.medmnist(y, score_NC, task)
     return {

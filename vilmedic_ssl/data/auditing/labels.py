@@ -14,7 +14,8 @@ from vilmedic_ssl.data.auditing.findings import Finding, counted, finding, named
 from vilmedic_ssl.data.auditing.parts import Part, pairs
 
 # How the files of well-known collections name their patient (docs/data.md). Some datasets search
-# the file name, others the whole path: hence the slash.
+# the file name, others the whole path: hence the slash. A prefix stays with its number, for it is
+# not known that numbers run across prefixes.
 STYLES = (
     ("Kermany chest X-rays, as on Kaggle", r"(?:^|/)(person\d+|(?:NORMAL2-)?IM-\d+)[_-]"),
     ("Kermany chest X-rays, original release", r"(?:^|/)((?:NORMAL|BACTERIA|VIRUS)-\d+)-"),

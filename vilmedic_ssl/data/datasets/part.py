@@ -80,7 +80,7 @@ class Part(MedicalDataset):
         if home.labels is not None:
             self.labels = home.labels[self.rows]
             self.labels[[i in hidden for i in self.rows]] = -1 if home.labels.ndim == 1 else np.nan
-        self.labelled = len(self.rows) - len(hidden)
+        self.labelled = 0 if home.labels is None else len(self.rows) - len(hidden)
         self.files = getattr(home, "files", None)
         self.tokenizer = getattr(home, "tokenizer", None)
 
