@@ -150,7 +150,7 @@ def test_findings_come_in_their_shares(seed):
     labels = (random.random((400, 4)) < [0.5, 0.3, 0.1, 0.05]).astype(np.float64)
     rows = choose(Cohort(labels), Budget(fraction=0.25), seed=seed).labelled
     assert len(rows) == 100
-    assert np.abs(labels[rows].mean(0) - labels.mean(0)).max() <= 0.03
+    assert np.abs(labels[rows].mean(0) - labels.mean(0)).max() <= 0.05
 
 
 def test_the_choice_depends_on_ids_and_seed_alone():
@@ -359,7 +359,7 @@ def test_a_run_with_a_budget(tiny, tmp_path, capsys):
     assert not len(content["labels_of"])  # SimCLR takes no labels
     audited = {p.name: len(p) for p in experiment_parts(typed(config), config)}
     assert audited["train"] > len(train)
-    quick = ["ensemblor.splits=[test]", "ensemblor.post_processing=[{knn: {k: 3}}]"]
+    quick = ["ensemblor.splits=[test]", "ensemblor.post_processing=[{knn: {k: 3, draws: 20}}]"]
     assert main(["ensemble", str(folder), *quick]) == 0
     results = json.loads((folder / "results.json").read_text())
     assert results["split/budget"] == "samples 24, seed 3"

@@ -110,7 +110,7 @@ def grid(found: Sequence[Cell], metric: str, cell: Any) -> tuple[list[str], list
         there = {c.stage: c for c in of_metric if c.budget == budget}
         images = next(iter(there.values())).images
         texts = [cell(there[stage]) if stage in there else "–" for stage in stages]
-        rows.append([f"{budget} ({images:g})", *texts])
+        rows.append([f"{budget} ({images:,.4g})", *texts])
     return ["labels (images)", *stages], rows
 
 

@@ -32,8 +32,10 @@ def draw_reliability(
     bins: int | None,
 ) -> Path:
     """A point per bin of equally many images. For classes the probability of the chosen one against
-    the share that was right; for findings one panel each, where labels are known. `bins_for` says how many
-    bins.
+    the share that was right; for findings one panel each, where labels are known.
+
+    Args:
+        bins: as in `bins_for`.
     """
     from matplotlib.figure import Figure
 
