@@ -128,7 +128,7 @@ def shortened(verb: str, arguments: list[str]) -> list[str]:
     """A command of this program with what makes it quick."""
     if verb == "sweep":
         return [verb, *arguments, *QUICK, *STEPS, "sweep.trials=2"]
-    if "/FLOW/" in arguments[0]:
+    if arguments and "/FLOW/" in arguments[0]:
         return [verb, *arguments, *flows.shortened(arguments[0])]
     if verb not in ("train", "ensemble"):
         return [verb, *arguments]
