@@ -14,6 +14,7 @@ from vilmedic_ssl.data.phantom import make_phantom
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIG = REPOSITORY / "config/SELFSUP/simclr-phantom.yml"
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # published weights are out of reach, and that at once
 torch.set_num_threads(1)  # the tensors are small: more threads only wait for each other
 
 

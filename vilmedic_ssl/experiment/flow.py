@@ -123,11 +123,15 @@ class _Runner:
 
         made: dict[tuple[str, str | None, int], Predictions] = {}
         gone: dict[int, str] = {}  # by id of the step
+        unobtainable: dict[str, str] = {}  # by stage: what one step lacks, all do
         lost: list[str] = []
         start, todo = time.monotonic(), sum(not self._done(step) for step in self.plan)
         console.say(f"flow {self.flow.folder}: {len(self.plan)} steps, {todo} to do")
         ran = 0
         for number, step in enumerate(self.plan, 1):
+            if step.name in unobtainable:
+                gone[id(step)] = unobtainable[step.name]
+                continue
             if step.source is not None and id(step.source) in gone:
                 gone[id(step)] = gone[id(step.source)]
                 lost.append(f"{step.told}: left out, since {gone[id(step)]}")
@@ -149,7 +153,7 @@ class _Runner:
                 except Unobtainable as error:
                     if not step.stage.optional:
                         raise
-                    gone[id(step)] = f"{step.told} was left out"
+                    gone[id(step)] = unobtainable[step.name] = f"{step.told} was left out"
                     lost.append(f"{step.told} was left out: {error}")
                     console.warn(lost[-1])
                     continue
