@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from vilmedic_ssl import metrics
 from vilmedic_ssl.data.phantom import make_phantom
+from vilmedic_ssl.post_processing import plot_representation
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIG = REPOSITORY / "config/SELFSUP/simclr-phantom.yml"
@@ -30,6 +33,18 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built-in cohort with 40 patients and films of 64 x 64 pixels; read only."""
     return make_phantom(tmp_path_factory.mktemp("data") / "phantom", patients=40, size=64)
+
+
+@pytest.fixture
+def quick_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bootstraps of a few draws, pictures of one kind."""
+    whole = metrics.resample
+
+    def few(*args: Any, **keys: Any) -> Any:
+        return whole(*args, **{**keys, "draws": min(keys["draws"], 20)})
+
+    monkeypatch.setattr(plot_representation, "methods", lambda: ["PCA"])
+    monkeypatch.setattr(metrics, "resample", few)
 
 
 def tiny_overrides(phantom: Path, ckpt_dir: Path, name: str = "tiny") -> list[str]:

@@ -61,7 +61,7 @@ def data(node, phantom):
 
 
 @pytest.mark.parametrize("path", TRAINED, ids=lambda p: p.relative_to(REPOSITORY).as_posix())
-def test_config_trains_and_is_ensembled(path, phantom, tmp_path, capsys):
+def test_config_trains_and_is_ensembled(path, phantom, tmp_path, capsys, quick_scores):
     node = yaml_config.load(path)
     place = [f"ckpt_dir={tmp_path}", "name=run"]
     train = path if "trainor" in node else path.with_name(path.name.replace("-eval", ""))

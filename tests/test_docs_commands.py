@@ -8,7 +8,6 @@ as it stands is listed below, with its reason.
 from __future__ import annotations
 
 import csv
-import functools
 import os
 import re
 import runpy
@@ -16,17 +15,14 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import flows
 import pytest
 from conftest import REPOSITORY
 
-from vilmedic_ssl import metrics
 from vilmedic_ssl.cli import main
-from vilmedic_ssl.post_processing import plot_representation
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 VERBS = {"bin/train.py": "train", "bin/ensemble.py": "ensemble", "data/download.py": "download"}
@@ -98,12 +94,10 @@ def online(page: Path) -> bool:
     return bool(fetching)
 
 
-def few_draws(resample: Callable[..., Any], *args: Any, **keys: Any) -> Any:
-    return resample(*args, **{**keys, "draws": min(keys["draws"], 20)})
-
-
 @pytest.fixture
-def folder(phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(
+    phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_scores: None
+) -> Iterator[Path]:
     """Where a reader stands: `data/phantom`, and a folder of images of their own."""
     shutil.copytree(phantom, tmp_path / "data/phantom")
     with (phantom / "manifest.csv").open(encoding="utf-8") as table:
@@ -113,8 +107,6 @@ def folder(phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
             shutil.copy(phantom / row["path"], home)
     (tmp_path / "path/to").mkdir(parents=True)
     (tmp_path / "path/to/images").symlink_to(tmp_path / "my-images")
-    monkeypatch.setattr(plot_representation, "methods", lambda: ["PCA"])
-    monkeypatch.setattr(metrics, "resample", functools.partial(few_draws, metrics.resample))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     before = set(sys.modules)
