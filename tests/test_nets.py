@@ -141,7 +141,12 @@ def test_projectors_of_the_other_methods():
         ({"widths": 8}, Projector, "model.projector", r"model.projector.widths: expected a list"),
         ({"last_norm": "layer"}, Projector, "model.projector", r"model.projector.last_norm"),
         ({"layers": 0}, Projection, "model.projection", r"model.projection.layers: 0"),
-        ({"hidden_dim": "wide"}, Projection, "model.projection", r"hidden_dim: 'wide' is not one"),
+        (
+            {"hidden_dim": "wide"},
+            Projection,
+            "model.projection",
+            r"expected an integer or 'encoder'",
+        ),
         ({"hidden_dim": -1}, Projection, "model.projection", r"model.projection.hidden_dim: -1"),
         ({"prototypes": 0}, DINOHead, "model.head", r"model.head.prototypes: 0"),
     ],

@@ -112,9 +112,8 @@ def _torch(path: Path) -> Any:
         raise UserError(
             f"init_from: {path} holds an object of {found[1]} beside the weights, and reading "
             "objects runs code, which is refused; where the file comes from, write its weights "
-            f"alone: content = torch.load({path.name!r}, weights_only=False); "
-            'torch.save(content["state_dict"], "weights.pth"), or content.state_dict() where '
-            "the content is a whole model"
+            'alone: torch.save(content["state_dict"], "weights.pth"), or content.state_dict() of a '
+            "whole model"
         ) from error
 
 
