@@ -60,6 +60,7 @@ INSTEAD = {  # what runs in place of a line, and in its place in the order
     'python bin/ensemble.py config/SELFSUP/simclr-mimic-eval.yml ckpt_dir=ckpt "ensemblor.splits='
     '[train,validate,test]" name="simclr_32"': [],
 }
+LONG = {"from-the-seeds.md", "transfer.md", "sweeps.md"}  # many trainings each
 FRAGMENTS = {  # Python that shows a form and is no program: page -> first words
     "architecture.md": ("class ImageFolder(ImageRecords):",),
     "audit.md": ("from vilmedic_ssl.data import audit",),
@@ -150,16 +151,14 @@ def run(command: str, folder: Path) -> None:
         pytest.fail(f"no way to run {command!r}; add one, or list it in INSTEAD with a reason")
 
 
+def marks(page: Path) -> list:
+    if online(page):
+        return [pytest.mark.slow, pytest.mark.network]
+    return [pytest.mark.slow] if page.name in LONG else []
+
+
 def cases() -> list:
-    return [
-        pytest.param(
-            page,
-            id=page.name,
-            marks=[pytest.mark.slow, pytest.mark.network] if online(page) else [],
-        )
-        for page in PAGES
-        if lines(page)
-    ]
+    return [pytest.param(page, id=page.name, marks=marks(page)) for page in PAGES if lines(page)]
 
 
 @pytest.mark.parametrize("page", cases())
