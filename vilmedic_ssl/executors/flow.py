@@ -16,7 +16,6 @@ from vilmedic_ssl.errors import ConfigError
 from vilmedic_ssl.registry import closest
 
 Judge = Literal["classifier", "linear_probe", "knn"]
-METRICS = ("accuracy", "balanced_accuracy", "auroc", "auprc")
 # What changes where a stage runs or how it is looked at, not what comes out of it.
 ELSEWHERE = (
     *("name", "ckpt_dir", "seed", "ckpt", "overwrite", "device", "num_workers", "plugins"),
@@ -193,8 +192,8 @@ class Step:
     Attributes:
         name: of the stage.
         budget: None for a stage without labels.
-        config: what an experiment of it is, without name, seed and source; None when nothing is
-            made, only judged.
+        config: what an experiment of it is, without name, seed and source; without a model where
+            nothing is trained, only judged.
         source: the step it builds on.
         key: hash of all that decides what comes out, seed aside.
     """

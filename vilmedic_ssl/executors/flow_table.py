@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from vilmedic_ssl.console import table
-from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.executors.predictions import Predictions
-from vilmedic_ssl.metrics.comparison import FOR_CLASSES, MEASURES, Standing, standings
+from vilmedic_ssl.metrics.comparison import MEASURES, Standing, standings
 
 FIRST = ("stage", "budget", "images", "seeds", "metric")
 NUMBERS = ("mean", "sd", "low", "high", "minus", "minus_low", "minus_high")
@@ -54,18 +53,13 @@ def cells(
         names: metrics.
 
     Raises:
-        UserError: a metric that these labels do not have; stages that were scored on other images.
+        UserError: stages that were scored on other images.
     """
     found = []
     for budget, unsorted in made.items():
         first = next(iter(unsorted.values()))[0]
         stages = {n: [one.like(first, n) for one in seeds] for n, seeds in unsorted.items()}
         for name in names:
-            if first.labels.ndim == 2 and name in FOR_CLASSES:
-                raise UserError(
-                    f"flow.metrics: {name} needs one class per image, and this data has findings; "
-                    "write [auroc, auprc]"
-                )
             base = None if baseline not in stages else list(stages).index(str(baseline))
             of_all = standings(
                 first.labels,

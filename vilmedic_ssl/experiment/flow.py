@@ -86,7 +86,7 @@ def compare_again(config: Mapping[str, Any]) -> dict[str, float | str]:
     "<split>/<stage>/<budget>/<metric>".
 
     Raises:
-        UserError: a step has not been run.
+        UserError: no stage has been run with all its seeds.
     """
     folder = run_flow(config, only_table=True)
     held = json.loads((folder / "flow.json").read_text(encoding="utf-8"))

@@ -104,6 +104,7 @@ def _refuse_unfit(
     MissingSplit: a split that is reported, or looked at in training, is not there.
     """
     from vilmedic_ssl.executors.monitors import check_metrics, check_scores
+    from vilmedic_ssl.metrics.comparison import FOR_CLASSES
 
     where, train = f"flow.stages.{name}", data.splits["train"]
     if stage.judged_by and settings.split not in data.splits:
@@ -111,7 +112,7 @@ def _refuse_unfit(
     if stage.judged_by and train.labels is None:
         raise ConfigError(f"{where}: the data has no labels to judge by; name them in `dataset`")
     several = train.labels is not None and train.labels.ndim == 2
-    wrong = [m for m in settings.metrics if several and m in ("accuracy", "balanced_accuracy")]
+    wrong = [m for m in settings.metrics if several and m in FOR_CLASSES]
     if stage.judged_by and wrong:
         raise ConfigError(
             f"flow.metrics: {wrong[0]} needs one class per image, and this data has findings; "
