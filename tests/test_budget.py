@@ -143,14 +143,17 @@ def test_a_simulated_imbalance_is_nested_too(cohort, one, two, samples):
         assert shows[sorted(kept[0])].sum() == round(small * shows.sum())
 
 
-@few
-@given(st.integers(0, 10**6))
-def test_findings_come_in_their_shares(seed):
-    random = np.random.default_rng(seed)
-    labels = (random.random((400, 4)) < [0.5, 0.3, 0.1, 0.05]).astype(np.float64)
-    rows = choose(Cohort(labels), Budget(fraction=0.25), seed=seed).labelled
-    assert len(rows) == 100
-    assert np.abs(labels[rows].mean(0) - labels.mean(0)).max() <= 0.05
+def test_findings_come_in_their_shares():
+    """On average within one image of a hundred, where images drawn at random are five off."""
+    off, at_random = [], []
+    for seed in range(60):
+        random = np.random.default_rng(seed)
+        labels = (random.random((400, 4)) < [0.5, 0.3, 0.1, 0.05]).astype(np.float64)
+        rows = choose(Cohort(labels), Budget(fraction=0.25), seed=seed).labelled
+        assert len(rows) == 100
+        for found, chosen in ((off, rows), (at_random, random.permutation(400)[:100])):
+            found.append(np.abs(labels[chosen].mean(0) - labels.mean(0)).max())
+    assert np.mean(off) <= 0.01 and np.mean(off) < np.mean(at_random) / 4
 
 
 def test_the_choice_depends_on_ids_and_seed_alone():
