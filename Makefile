@@ -32,6 +32,7 @@ bench: install
 	$(PY) benchmarks/methods.py
 	$(PY) benchmarks/curves.py
 	$(PY) benchmarks/memory.py
+	$(PY) benchmarks/local_alignment.py
 
 # Every method on three data sets, three seeds; about an hour on two idle cores, goes on where it was interrupted.
 methods-table: install

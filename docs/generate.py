@@ -16,7 +16,7 @@ from vilmedic_ssl.describe import meanings  # noqa: E402
 from vilmedic_ssl.executors.schedules import SCHEDULES  # noqa: E402
 from vilmedic_ssl.experiment import Experiment  # noqa: E402
 from vilmedic_ssl.experiment.flow_config import FlowExperiment  # noqa: E402
-from vilmedic_ssl.registry import FOLDERS, find, protos  # noqa: E402
+from vilmedic_ssl.registry import FOLDERS, find, index, protos  # noqa: E402
 from vilmedic_ssl.schema import REQUIRED, Key, schema, spell  # noqa: E402
 
 PAGE = REPOSITORY / "docs/configuration.md"
@@ -62,7 +62,8 @@ def groups() -> dict[str, list[Any]]:
     for objects in found.values():
         for obj in objects:  # grows while it is read
             inner = [c for key in schema(obj).values() for c in nested(key)]
-            objects += [c for c in inner if dataclasses.is_dataclass(c) and c not in objects]
+            own = [c for c in inner if dataclasses.is_dataclass(c) or c.__name__ not in index()]
+            objects += [c for c in own if c not in objects]
     return found
 
 

@@ -1,5 +1,7 @@
 """Every registered model in a size for tests; one that a plug-in adds needs no entry here."""
 
+import torch
+
 from vilmedic_ssl.registry import find, protos
 from vilmedic_ssl.schema import schema
 
@@ -19,7 +21,37 @@ SMALL = {
     "MAE": {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2},
     "Classifier": {"classes": 3},
     "Distillation": {"classes": 3, "loss": {"temperature": 2.0, "alpha": 0.6}},
+    "GLoRIA": {"image_size": None, "loss": {"duplicates": "mask"}},
 }
+TEXT = {
+    "hidden_size": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "vocab_size": 500,
+    "max_position_embeddings": 96,
+    "hidden_dropout_prob": 0.0,  # drawn per process and chunk
+    "attention_probs_dropout_prob": 0.0,
+}
+
+
+def reads_reports(name):
+    return "input_ids" in find(name, folder="models").takes
+
+
+def reports(n):
+    """What paired models take of n reports of different length; some are alike."""
+    generator = torch.Generator().manual_seed(4)
+    length = torch.arange(n) % 5 + 4
+    mask = (torch.arange(9) < length[:, None]).long()
+    ids = torch.randint(5, 30, (n, 9), generator=generator) * mask
+    words = torch.arange(9).expand(n, 9) - (torch.arange(9) > 3).long()  # two pieces make one
+    groups = torch.stack([torch.arange(n) % 7, torch.arange(n) % 9, torch.arange(n)], dim=1)
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "words": torch.where(mask.bool(), words, -1),
+        "groups": groups,
+    }
 
 
 def node_of(name, encoder, **more):
@@ -29,6 +61,11 @@ def node_of(name, encoder, **more):
     plain = {"widths": [8], "last_norm": "none"}
     for head in heads:
         node[head] = plain if encoder == "no norm" else {"widths": [16, 8]}
+    if reads_reports(name):
+        node["encoder"] = TEXT
+        if "projection" in schema(find(name, folder="models")):
+            node["projection"] = {"projection_dim": 8}
+            node["loss"] = {"duplicates": "positives"}
     if name == "Distillation":
         node["teacher"] = {**node_of("Classifier", encoder), "task": "classes"}
     return {**node, **SMALL.get(name, {}), **more}

@@ -9,7 +9,7 @@ import contextlib
 import sys
 
 import torch
-from methods import cases, node_of
+from methods import cases, node_of, reports
 from torch import nn
 
 from vilmedic_ssl import build, dist, losses
@@ -26,7 +26,18 @@ PAIRS = {
     "sim_siam": {},
     "barlow_twins": {"lambda_": 0.01},
     "vicreg": {"sim_loss_weight": 25.0, "var_loss_weight": 25.0, "cov_loss_weight": 1.0},
+    "convirt": {"tau": 0.3, "lambda_": 0.75},
+    "info_nce": {"tau": 0.3},
+    "sigmoid": {"log_tau": 1.0, "bias": -2.0},
+    "gloria": {
+        **{"temp1": 4.0, "temp2": 5.0, "temp3": 10.0},
+        **{"local_loss_weight": 1.0, "global_loss_weight": 0.5},
+    },
 }
+EQUAL = torch.arange(N)[:, None] % 7 == torch.arange(N) % 7  # texts that are the same
+NEAR = torch.arange(N)[:, None] % 5 == torch.arange(N) % 5
+OF_TEXTS = ("convirt", "info_nce", "sigmoid", "gloria")
+TOLD = {"positives": EQUAL, "left_out": NEAR}  # and what does not count
 LABELS = torch.where(torch.arange(N) % 4 == 2, -1, torch.arange(N) % 3)  # some are unknown
 OF_LABELS = {
     "label_entropy": {"label_smoothing": 0.1, "class_weights": torch.tensor([0.5, 1, 2, 3])},
@@ -49,6 +60,7 @@ def batch_for(model, dtype):
         "local": torch.randn(N, 2, 1, 16, 16, generator=generator, dtype=torch.float64),
         "labels": LABELS,
         "seeds": torch.arange(N) * 10**12,
+        **reports(N),
     }
     return {k: mine(v.to(dtype) if v.is_floating_point() else v) for k, v in whole.items()}
 
@@ -69,10 +81,46 @@ def loss_gradient(name, keys):
     return {"loss": loss.detach(), "weight": weight.weight.grad, "bias": weight.bias.grad}
 
 
+class Towers(nn.Module):
+    """One layer for all that a loss of images and texts takes, and two learnt numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(5, 4, dtype=torch.float64)
+        torch.nn.init.orthogonal_(self.layer.weight, generator=torch.Generator().manual_seed(2))
+        torch.nn.init.constant_(self.layer.bias, 0.1)
+        self.first = nn.Parameter(torch.tensor(0.4, dtype=torch.float64))
+        self.second = nn.Parameter(torch.tensor(-1.0, dtype=torch.float64))
+
+    def forward(self, *rows):
+        return [self.layer(x) for x in rows], self.first, self.second
+
+
+def told_gradient(name, **keys):
+    """A loss of images and texts with further right answers, pairs that do not count, and, where
+    it has them, learnt numbers; the longest text of a rank sets how many columns of words it has.
+    """
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(4, N, 7, 5, generator=generator, dtype=torch.float64)
+    counts = mine(torch.tensor([3, 7, 2, 5, 1, 6, 4, 4, 3, 2, 5]))
+    rows = [z[0, :, 0], z[1, :, 0], z[2, :, :6], z[3, :, : int(counts.max())]]
+    towers = Towers()
+    wrapped = dist.wrap(towers)  # held, or nothing adds the ranks' gradients
+    (text, image, places, words), first, second = wrapped(*map(mine, rows))
+    given, learnt = [text, image], {"tau": first}
+    if name == "sigmoid":
+        learnt = {"log_tau": first, "bias": second}
+    if name == "gloria":
+        given, learnt = [image, text, places.mT.unflatten(2, (2, 3)), words.mT, counts], {}
+    loss = getattr(losses, name)(*given, **{**PAIRS[name], **learnt, **keys})
+    (loss + 0 * (first + second)).backward()  # DDP waits for a gradient of every parameter
+    return {"loss": loss.detach(), **{n: p.grad for n, p in towers.named_parameters()}}
+
+
 def in_blocks(name):
     """Some ranks' share of the logits is more than one block, others' is not."""
     whole, blocks.WHOLE = blocks.WHOLE, 30
-    found = loss_gradient(name, PAIRS[name])
+    found = told_gradient(name) if name in OF_TEXTS else loss_gradient(name, PAIRS[name])
     blocks.WHOLE = whole
     return found
 
@@ -101,9 +149,14 @@ def model_gradient(name, encoder, chunk=None, dtype=torch.float64, **more):
 
 def everything(names=None):
     plain = {} if names else {**PAIRS, **OF_LABELS}
-    found = {name: loss_gradient(name, keys) for name, keys in plain.items()}
+    alone = {name: keys for name, keys in plain.items() if name not in OF_TEXTS}
+    found = {name: loss_gradient(name, keys) for name, keys in alone.items()}
     if not names:
-        found |= {f"{name}, in blocks": in_blocks(name) for name in ("nt_xent", "moco_v3")}
+        told = {name: mine(matrix) for name, matrix in TOLD.items()}
+        found |= {name: told_gradient(name) for name in OF_TEXTS}
+        found |= {f"{name}, told": told_gradient(name, **told) for name in OF_TEXTS}
+        blocked = ("nt_xent", "moco_v3", "convirt", "sigmoid")
+        found |= {f"{name}, in blocks": in_blocks(name) for name in blocked}
         frozen = {"freeze": {"last_n_layers": 1}}
         found["Classifier, frozen"] = model_gradient("Classifier", "batch norm", **frozen)
         found["SimCLRv2"] = model_gradient("SimCLR", "batch norm", projection=VERSION_2)

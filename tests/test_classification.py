@@ -203,8 +203,8 @@ def test_several_checkpoints_answer_with_their_mean():
         out = {"encoder": torch.ones(2, 3) + shift, "scores": torch.full((2, 2), 0.25 + shift)}
         return SimpleNamespace(encode=lambda images: out)
 
-    one = Features._embed(None, [model(0.0)], None)
-    two = Features._embed(None, [model(0.0), model(0.5)], None)
+    one = Features._embed(None, [model(0.0)], {"images": None})
+    two = Features._embed(None, [model(0.0), model(0.5)], {"images": None})
     assert one["scores"].tolist() == [[0.25, 0.25]] * 2
     assert two["scores"].tolist() == [[0.5, 0.5]] * 2 and two["encoder"].shape == (2, 6)
 
@@ -405,6 +405,6 @@ def test_an_image_file_has_the_features_it_has_in_the_data(tmp_path):
     part, one = features.get("test"), features.of_file(tmp_path / "test/b/2.png")
     assert part.rows["scores"].shape == (2, 2) and part.rows["scores"].dtype == np.float32
     assert (one["encoder"][0] == part.rows["encoder"][1]).all()
-    assert set(features.get("test", "random_init").rows) == {"encoder"}
+    assert set(features.get("test", "random_init").rows) == {"encoder", "scores"}
     with pytest.raises(UserError, match="there is no such image"):
         features.of_file(tmp_path / "3.png")

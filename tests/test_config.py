@@ -15,7 +15,7 @@ from vilmedic_ssl.errors import ConfigError
 from vilmedic_ssl.experiment import load_config
 from vilmedic_ssl.schema import plain
 
-YAMLS = sorted((REPOSITORY / "config").rglob("*.yml"))
+YAMLS = sorted(p for p in (REPOSITORY / "config").rglob("*.yml") if p.parent.name != "PROMPTS")
 
 
 def files(folder: Path, **texts: str) -> Path:
@@ -159,6 +159,9 @@ def test_vilmedics_old_place_of_configs(tmp_path, monkeypatch):
     assert config.load(tmp_path / "config/CLIP/clip.yml") == {"a": 1}
     files(tmp_path / "config/CLIP", clip="a: 2")
     assert config.load("config/CLIP/clip.yml") == {"a": 2}  # what is really there wins
+    for place in ("CLIP", "SELFSUP/CLIP"):
+        found = config.find_file(f"config/{place}/convirt-mimic.yml")
+        assert found == REPOSITORY / "config/SELFSUP/convirt-mimic.yml"
 
 
 # ---- overrides -----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 run two tiny trials, those of flows one seed of two steps per stage.
 """
 
+import csv
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from flows import shortened
 from medmnist_files import write_set
+from tiny_bert import save_bert
 
 from vilmedic_ssl import config as yaml_config
 from vilmedic_ssl.cli import main
@@ -17,12 +19,19 @@ from vilmedic_ssl.data.datasets.manifest import read_table
 from vilmedic_ssl.experiment import load_config
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-FILES = sorted((REPOSITORY / "config").rglob("*.yml"))
+FILES = sorted(p for p in (REPOSITORY / "config").rglob("*.yml") if p.parent.name != "PROMPTS")
 FLOWS = [path for path in FILES if path.parent.name == "FLOW"]
 TRAINED = [path for path in FILES if path.parent.name not in ("SWEEP", "FLOW")]
 SWEPT = [path for path in FILES if path.parent.name == "SWEEP"]
 SMALL = ["num_workers=0", "device=cpu", "trainor.batch_size=8", "trainor.max_steps=3"]
 FINDINGS = "[Cardiomegaly, Consolidation, Pneumothorax, Pleural Effusion]"
+TINY_TEXT = "model.encoder={hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2}"
+# Those that differ by an included file's model or place, and run beside it when everything does.
+ALIKE = {
+    *("convirt-mimic-balanced", "convirt-padchest", "siglip", "clip-manifest", "siglip-manifest"),
+    *("siglip-phantom", "clip-brain-mr", "siglip-brain-mr", "convirt-brain-mr"),
+    "convirt-indiana",
+}
 
 
 def tok(phantom, *, labels):
@@ -42,9 +51,47 @@ def by_class(phantom):
     return root
 
 
+def brains(phantom, findings):
+    """The cohort as `data/brain-mr` is laid out: findings are called as structures are."""
+    root = phantom.with_name("brains")
+    if not root.is_dir():
+        shutil.copytree(phantom, root)
+        called = dict(zip(FINDINGS.strip("[]").split(", "), findings, strict=False))
+        for old, new in (("manifest.csv", "manifest.csv"), ("boxes.csv", "masks.csv")):
+            rows = read_table(phantom / old)
+            for row in rows:
+                for finding, structure in called.items():
+                    row[structure] = row.get(finding, "0")
+                if "finding" in row:
+                    row["finding"] = called.get(row["finding"], row["finding"])
+                row.update({s: "0" for s in findings if s not in row})
+            with (root / new).open("w", newline="", encoding="utf-8") as file:
+                table = csv.DictWriter(file, list(rows[0]))
+                table.writeheader()
+                table.writerows(rows)
+    return [f"dataset.manifest={root / 'manifest.csv'}"]
+
+
+def pairs(node, phantom):
+    """Where a `.tok` dataset of images and reports finds the cohort, and small networks for it."""
+    model, small = node["model"], ["model.cnn.backbone=test_resnet"]
+    if "visual_embedder" in model:
+        small += ["model.visual_embedder={interm_feature_dim: null, feature_dim: null}"]
+        small += ["model.image_size=32"]
+    else:
+        small += ["model.projection={visual_embedding_dim: null, textual_embedding_dim: null}"]
+    if model["encoder"]["proto"]:
+        small += [f"model.encoder.proto={save_bert(phantom.with_name('bert'))}"]
+    else:
+        small += [TINY_TEXT]
+    return [*tok(phantom, labels=True)[:-1], f"dataset.seq.root={phantom}", *small]
+
+
 def data(node, phantom):
     """Overrides that point a config's dataset at the cohort, at 32 pixels."""
     proto = node["dataset"]["proto"]
+    if proto == "ImSeq":
+        return pairs(node, phantom)
     if proto in ("ImageDataset", "ImLabel"):
         return tok(phantom, labels=proto == "ImLabel")
     size = ["dataset.transform.resize=32", "dataset.transform.crop=32"]
@@ -54,20 +101,32 @@ def data(node, phantom):
         root = phantom.with_name("medmnist")
         write_set(root, node["dataset"]["name"], counts=(48, 16, 24))
         return [f"dataset.root={root}"]
+    if "text" in node["dataset"]:
+        size += [TINY_TEXT, "model.cnn.backbone=test_resnet"]
+        if "brain" in node["dataset"]["manifest"]:
+            return [*brains(phantom, node["dataset"]["labels"]), *size]
+        if node["dataset"]["manifest"] == "???":
+            return [f"dataset.manifest={phantom / 'manifest.csv'}", *size]
     label = (
         "dataset.label=dominant" if node["dataset"].get("label") else f"dataset.labels={FINDINGS}"
     )
     return [f"dataset.manifest={phantom / 'manifest.csv'}", label, *size]
 
 
-@pytest.mark.parametrize("path", TRAINED, ids=lambda p: p.relative_to(REPOSITORY).as_posix())
+def case(path):
+    marks = [pytest.mark.slow] if path.stem in ALIKE else []
+    return pytest.param(path, id=path.relative_to(REPOSITORY).as_posix(), marks=marks)
+
+
+@pytest.mark.parametrize("path", [case(path) for path in TRAINED])
 def test_config_trains_and_is_ensembled(path, phantom, tmp_path, capsys, quick_scores):
     node = yaml_config.load(path)
     place = [f"ckpt_dir={tmp_path}", "name=run"]
     train = path if "trainor" in node else path.with_name(path.name.replace("-eval", ""))
     source = yaml_config.load(train)
     assert main(["train", str(train), *place, *data(source, phantom), *SMALL]) == 0
-    splits = "ensemblor.splits=[train,validate,test]"
+    reads = "encoder" in source["model"]  # scored by many plug-ins
+    splits = f"ensemblor.splits=[{'test' if reads else 'train,validate,test'}]"
     code = main(["ensemble", str(path), *place, *data(node, phantom), splits, *SMALL[:2]])
     told = capsys.readouterr()
     assert code == 0, told.err
@@ -133,5 +192,6 @@ def test_what_the_header_offers_can_be_written(path):
     key = r"(?:dataset|model|trainor|flow)\.[\w.-]+="
     offered = re.findall(rf"(?<!\S)({key}[^\s']+)|'({key}[^']+)'", header)
     words = [(plain or quoted).rstrip(".,;") for plain, quoted in offered if "DIR" not in plain]
-    root = ["dataset.root=images"] if "root: ???" in path.read_text() else []
-    load_config(path, [*words, *root, "name=run"])
+    dataset = yaml_config.load(path)["dataset"]
+    asked = [f"dataset.{k}=images" for k in ("root", "manifest") if dataset.get(k) == "???"]
+    load_config(path, [*asked, *words, "name=run"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import types
 import typing
 from typing import Any
 
@@ -32,6 +33,8 @@ def read(text: str, tmp_path) -> Any:
 def example(annotation: Any) -> Any:
     """Some value of a required key's type."""
     samples = {str: "x", int: 1, float: 1.0, bool: True, list: ["x"], dict: {"lr": 0.1}}
+    if typing.get_origin(annotation) is types.UnionType:
+        return example(typing.get_args(annotation)[0])
     return samples[typing.get_origin(annotation) or annotation]
 
 

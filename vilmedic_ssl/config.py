@@ -27,15 +27,17 @@ TO_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:[^{}]*\}")
 def find_file(name: str | Path, beside: Path | None = None) -> Path:
     """A config file as given, beside the including file, or below the repository.
 
-    ViLMedic moved `config/CLIP` to `config/SELFSUP/CLIP`; both spellings are found.
+    ViLMedic moved `config/CLIP` to `config/SELFSUP/CLIP`, and files from there one folder up; all
+    three spellings are found.
 
     Raises:
         ConfigError: no such file.
     """
     name = Path(name)
     moved = re.sub(r"(^|/)config/(?!SELFSUP/)", r"\1config/SELFSUP/", name.as_posix())
+    flat = re.sub(r"(^|/)config/SELFSUP/CLIP/", r"\1config/SELFSUP/", moved)
     folders = [Path(), *([beside] if beside else []), REPOSITORY]
-    for candidate in (name, Path(moved)):
+    for candidate in (name, Path(moved), Path(flat)):
         for folder in folders:
             if (folder / candidate).is_file():
                 return folder / candidate

@@ -120,7 +120,9 @@ def _keys(obj: Callable[..., Any], given: Mapping[str, Any]) -> Iterator[str]:
                 yield from _comment(f"{told.get(name, '')} ({items})")
                 yield f"{name}: {_plain(default)}"
                 continue
-            values = dataclasses.asdict(default) if dataclasses.is_dataclass(default) else {}  # type: ignore[arg-type]
+            made = dataclasses.is_dataclass(default)
+            values = dataclasses.asdict(default) if made else {}  # type: ignore[arg-type]
+            block = type(default) if made else block
             if default is None:
                 others = [spell(c) for c in typing.get_args(key.annotation) if c is not block]
                 kind = ", or ".join([f"keys of {block.__name__}", *others])
@@ -129,7 +131,8 @@ def _keys(obj: Callable[..., Any], given: Mapping[str, Any]) -> Iterator[str]:
                 continue
             yield from _comment(told.get(name, ""))
             yield f"{name}:"
-            inner = [f"  {line}" for line in _keys(block, values)]
+            named = [f"  proto: {block.__name__}"] if made and block.__name__ in index() else []
+            inner = [*named, *(f"  {line}" for line in _keys(block, values))]
             yield from ["  NAME:", *(f"  {line}" for line in inner)] if several else inner
         else:
             yield from _comment(f"{told.get(name, '')} ({_kind(key.annotation)})")

@@ -23,6 +23,7 @@ from vilmedic_ssl.report_html import (
     _table,
     _yaml,
 )
+from vilmedic_ssl.report_pairs import _pairs
 from vilmedic_ssl.report_scores import _cell, _headline
 
 PICTURES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".gif": "gif", ".svg": "svg+xml"}
@@ -61,6 +62,7 @@ def write_report(
     sections = [
         _failures(failures),
         _headline(results),
+        _pairs(results),
         _section("Training", _grid(curves(log))),
         _pictures(run_dir, figures),
         _numbers(results),

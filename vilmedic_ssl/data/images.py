@@ -70,9 +70,12 @@ class Images:
         """Random views (V, C, h, w), or the evaluation view (C, h, w), normalised."""
         return self.pipeline(self.prepared(index), seed)
 
-    def sample(self, index: int, seed: int) -> dict[str, Tensor]:
-        """`images`, as `view` gives them, and `local` (L, C, h, w) where there are local views."""
-        return self.pipeline.sample(self.prepared(index), seed)
+    def sample(self, index: int, seed: int, *, mirrored: bool = False) -> dict[str, Tensor]:
+        """`images`, as `view` gives them, and `local` (L, C, h, w) where there are local views; of
+        the picture's mirror image where asked for.
+        """
+        image = self.prepared(index)
+        return self.pipeline.sample(image.flip(-1) if mirrored else image, seed)
 
     def picture(self, index: int) -> Tensor:
         """(C, h, w) float32 in [0, 1]: the evaluation view before normalisation."""

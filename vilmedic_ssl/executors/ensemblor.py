@@ -19,6 +19,8 @@ from vilmedic_ssl.executors.settings import EnsemblorSettings
 from vilmedic_ssl.registry import find
 from vilmedic_ssl.schema import complete
 
+HEADLINE = ("accuracy", "auroc", "image_to_text/R@1", "text_to_image/R@1")
+
 
 @dataclass
 class Outcome:
@@ -125,15 +127,15 @@ def run_plugins(settings: EnsemblorSettings, features: Features, out: Path) -> O
 
 
 def headline(results: dict[str, float]) -> str:
-    """The scores of classifiers and of judged encoders, beside their reference rows where there are
-    any, with intervals; "" for none.
+    """The scores of classifiers, of judged encoders and of pairs, beside their reference rows where
+    there are any, with intervals; "" for none.
     """
     references = {"model": "", "random init": "random_init/", "raw pixels": "pixels/"}
     rows = []
     for name in results:
         split, _, rest = name.partition("/")
         plugin, _, metric = rest.partition("/")
-        if metric not in ("accuracy", "auroc") or split == "validate":
+        if metric not in HEADLINE or split == "validate":
             continue
         names = [f"{split}/{plugin}/{reference}{metric}" for reference in references.values()]
         rows.append((f"{split} {plugin} {metric}", *(_cell(results, name) for name in names)))

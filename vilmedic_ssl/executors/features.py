@@ -22,6 +22,7 @@ from vilmedic_ssl.models.base import PretrainingModel
 
 Source = Literal["model", "random_init", "pixels"]
 PIXELS = 32  # side of the raw-pixel reference
+READ = ("input_ids", "attention_mask", "words")  # what a paired model reads of a report
 
 
 @dataclass
@@ -30,8 +31,9 @@ class SplitFeatures:
 
     Attributes:
         name: the split.
-        rows: per key (N, D) float32: encoder = before the projection, visual = after it, and of
-            models that classify scores = the probability of each class, (N, C).
+        rows: per key (N, D) float32: encoder = before the projection, visual = after it; of paired
+            models also text and linguistic, the same of the reports; of models that classify
+            scores = the probability of each class, (N, C).
         labels: (N,) int64, -1 = unlabelled, or (N, C) float32 in {0, 1, nan = unknown}; None
             without labels.
         label_names: class names, in label order.
@@ -102,9 +104,7 @@ class Features:
 
     def get(self, split: str, source: Source = "model") -> SplitFeatures:
         """Features of a split: of the model, of the same network untrained, or its raw 32 x 32
-        grey pixels.
-
-        The last two have only the key `encoder`.
+        grey pixels, which have only the key `encoder`.
         """
         if (split, source) not in self._kept:
             self._extract(split, source)
@@ -117,10 +117,8 @@ class Features:
         for batch in self.batches(split, source):
             images = batch["images"]
             with torch.no_grad():
-                parts.append(_pixels(images) if source == "pixels" else self._embed(models, images))
+                parts.append(_pixels(images) if source == "pixels" else self._embed(models, batch))
         rows = {key: torch.cat([part[key] for part in parts]).numpy() for key in parts[0]}
-        if source == "random_init":
-            rows = {"encoder": rows["encoder"]}
         self._kept[split, source] = SplitFeatures(
             split,
             rows,
@@ -145,15 +143,20 @@ class Features:
     def embed(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """(B, C, H, W) on the device -> what `get` has as rows, on the CPU."""
         with torch.no_grad():
-            return self._embed(self._models, images)
+            return self._embed(self._models, {"images": images})
 
     def _embed(
-        self, models: list[PretrainingModel], images: torch.Tensor
+        self, models: list[PretrainingModel], batch: dict[str, Any]
     ) -> dict[str, torch.Tensor]:
         """One model's embeddings as they are; several models' normalised and side by side, their
         class scores averaged.
         """
-        outs = [model.encode(images) for model in models]
+        outs = [model.encode(batch["images"]) for model in models]
+        if READ[0] in batch:
+            read = {name: batch[name] for name in READ}
+            outs = [
+                out | model.encode_text(**read) for out, model in zip(outs, models, strict=True)
+            ]
         if len(outs) == 1:
             return {key: value.float().cpu() for key, value in outs[0].items()}
         joined = {}
@@ -208,7 +211,7 @@ class Features:
         transform = replace(files.transform, channels=files.mode)
         image = ImageFiles([path], transform, augment=False).view(0, 0)
         with torch.no_grad():
-            rows = self._embed(self._models, image[None].to(self._device))
+            rows = self._embed(self._models, {"images": image[None].to(self._device)})
         return {key: value.numpy() for key, value in rows.items()}
 
     def images(self, split: str, indices: list[int]) -> list[np.ndarray]:

@@ -117,9 +117,11 @@ def _cached(
     leaves = [torch.cat(row).detach() for row in zip(*first, strict=True)]
     leaves = [x.requires_grad_(x.is_floating_point()) for x in leaves]
     del first
-    with cast():
-        out = model.score(*leaves)
-    scale(out["loss"]).backward()
+    with _synchronised(wrapped, False):
+        with cast():
+            out = model.score(*leaves)
+        scale(out["loss"]).backward()
+    learned = [p for p in model.parameters() if p.grad is not None]  # by the score itself
     gradients = [None if x.grad is None else x.grad.tensor_split(len(parts)) for x in leaves]
     after = _random_state(device)
     for i, part in enumerate(parts):
@@ -128,7 +130,9 @@ def _cached(
             with cast():
                 rows = wrapped(**part, rows_only=True)
             pairs = [(x, g[i]) for x, g in zip(rows, gradients, strict=True) if g is not None]
-            torch.stack([(x.to(g.dtype) * g).sum() for x, g in pairs]).sum().backward()
+            sums = [(x.to(g.dtype) * g).sum() for x, g in pairs]
+            sums += [0 * p.sum() for p in learned]  # DDP exchanges what takes part
+            torch.stack(sums).sum().backward()
     _set_random_state(after)
     return {**_detached(out), "visual": leaves[0].detach()}
 

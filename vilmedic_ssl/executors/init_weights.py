@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vilmedic_ssl import console
 from vilmedic_ssl.errors import UserError
-from vilmedic_ssl.executors.init_weights_map import ENCODER, as_trained, fitted, key_map
+from vilmedic_ssl.executors.init_weights_map import ENCODER, TEXT, as_trained, fitted, key_map
 from vilmedic_ssl.executors.init_weights_read import Weights, read_weights
 from vilmedic_ssl.models.base import PretrainingModel
 
@@ -21,6 +21,8 @@ SHOWN = 4  # names in a sentence
 # Tables for a size of window or image, which a transformer for another size has its own of.
 OF_A_SIZE = re.compile(r"relative_|rel_pos|attn_mask")
 UNREAD = "num_batches_tracked"  # batch norm counts, and goes by it only without a momentum
+# Added to every token's vector; an encoder without them (BertGeneration of ViLMedic) adds nothing.
+TOKEN_TYPES = "token_type_embeddings.weight"
 
 
 @dataclass(frozen=True)
@@ -98,12 +100,19 @@ def start_from(model: PretrainingModel, source: str | Path, *, seed: int | None 
         tensor, how = fitted(own[name], weights.tensors[theirs], _grid(model))
         state[name].copy_(tensor)
         changed |= {name: how} if how else {}
+    text = [name for name in own if name.startswith(TEXT)]
+    if any(name in taken for name in text):
+        _look_at_the_text(weights, text, taken)
+        for name in text:
+            if name.endswith(TOKEN_TYPES) and name not in taken:
+                state[name].zero_()
+                changed[name] = "set to zero, since there are none"
     return Start(
         source=weights.path,
         taken=taken,
         parts=parts,
         changed=changed,
-        kept=[name for name in state if name not in taken],
+        kept=[name for name in state if name not in taken and name not in changed],
         unused=[name for name in weights.tensors if name not in used],
         trained_on=weights.trained_on,
         labels_of=weights.labels_of,
@@ -132,6 +141,16 @@ def _look_at_the_rest(
             f"would stay as initialised ({_some(needed)}); {as_trained(weights)}"
         )
     console.warn(f"init_from: {some} are not in {weights.path} and start afresh: {_some(rest)}")
+
+
+def _look_at_the_text(weights: Weights, text: list[str], taken: dict[str, str]) -> None:
+    """Warn of tensors of the text encoder that a file does not fill."""
+    rest = [name for name in text if name not in taken and not name.endswith(TOKEN_TYPES)]
+    if rest:
+        console.warn(
+            f"init_from: {len(rest)} of the {len(text)} tensors of the text encoder are not in "
+            f"{weights.path} in this shape and start afresh: {_some(rest)}"
+        )
 
 
 def _grid(model: PretrainingModel) -> tuple[int, int] | None:

@@ -1,8 +1,15 @@
 """Which tensor of a file goes where in a model.
 
 The rule: where every tensor of the model is in the file under its name and in its shape, all are
-taken. Otherwise part by part: the encoder from wherever its tensors lie in the file, a projection
-or another head as a whole or not at all, and a network that follows starts as the one it follows.
+taken. Otherwise part by part: the encoder from wherever its tensors lie in the file, so the text
+encoder, a projection or another head as a whole or not at all, and a network that follows starts as
+the one it follows.
+
+ViLMedic (`vilmedic/models/selfsup`, releases 1.0.8 to 1.3) has the image encoder in `visual.cnn`,
+later `visual.model`, as an nn.Sequential of torchvision's children, the text encoder in
+`linguistic.encoder`, a pooling layer of its own in `linguistic.pooler`, and the heads `vis_proj`,
+`lin_proj`, `global_embedder`, `local_embedder`. GLoRIA's own release (marshuang80/gloria) has
+`gloria.img_encoder.model`, `gloria.text_encoder.model` and the embedders in `gloria.img_encoder`.
 """
 
 from __future__ import annotations
@@ -19,8 +26,15 @@ from vilmedic_ssl.nets.vision import VisualEncoder
 from vilmedic_ssl.schema import schema
 
 ENCODER = "cnn.net."  # where every method keeps its image encoder
+TEXT = "encoder.net."  # where paired ones keep their text encoder
 HEADS = ("projection", "projector")  # one thing under two names
-OTHERS_HEADS = (*HEADS, "projection_head", "fc")  # what other programs call it
+OTHERS_HEADS = (*HEADS, "projection_head", "fc", "vis_proj")  # what other programs call it
+CALLED = {
+    **dict.fromkeys(HEADS, OTHERS_HEADS),
+    "text_projection": ("text_projection", "lin_proj"),
+    "global_embedder": ("global_embedder",),
+    "local_embedder": ("local_embedder",),
+}
 TARGET = "target_"
 FOLLOWS = re.compile(r"(^|[._])(target|teacher|momentum|ema)|encoder_k")
 POSITIONS = "pos_embed"
@@ -44,8 +58,11 @@ def key_map(own: Mapping[str, Tensor], weights: Weights) -> tuple[Names, Names]:
         return {name: name for name in own}, {}
     taken, place = _encoder(own, weights)
     parts = {"cnn.": place}
+    text, home = _text_encoder(own, weights)
+    taken |= text
+    parts |= {TEXT.split(".")[0] + ".": home} if text else {}
     for part in dict.fromkeys(name.split(".")[0] for name in own):
-        if part == "cnn" or part.startswith(TARGET):
+        if part == "cnn" or f"{part}." in parts or part.startswith(TARGET):
             continue
         names, home = _head(part, own, weights.tensors, ours=place.endswith(ENCODER))
         taken |= names
@@ -99,7 +116,36 @@ def _encoder(own: Mapping[str, Tensor], weights: Weights) -> tuple[Names, str]:
             "init_from: the model keeps no encoder under `cnn`, so it can only start from a "
             "checkpoint of its own kind, with all tensors; leave init_from out"
         )
-    judged = weights.judged or ""
+    found, best = _tower(own, wanted, weights, weights.judged or "")
+    if 2 * len(found) < len(wanted):
+        raise UserError(_foreign(own, list(wanted.values()), weights, len(found)))
+    return found, best
+
+
+def _text_encoder(own: Mapping[str, Tensor], weights: Weights) -> tuple[Names, str]:
+    """(own name -> theirs, where theirs lie) for the text encoder; nothing if the model has none,
+    or the file less than half of it.
+    """
+    wanted = {n.removeprefix(TEXT): n for n in own if n.startswith(TEXT)}
+    found, best = _tower(own, wanted, weights, TEXT if weights.judged is not None else "")
+    if not wanted or 2 * len(found) < len(wanted):
+        return {}, ""
+    outer = best.removesuffix("encoder.")
+    for key, name in wanted.items():  # the pooling layer beside an encoder is the one that is read
+        if key.startswith("pooler.") and _same(own[name], weights.tensors.get(outer + key)):
+            found[name] = outer + key
+    return found, best
+
+
+def _tower(
+    own: Mapping[str, Tensor], wanted: Names, weights: Weights, judged: str
+) -> tuple[Names, str]:
+    """(own name -> theirs, where theirs lie) for a network, from where most of its tensors lie.
+
+    Args:
+        wanted: name within the network -> own name.
+        judged: where it must lie if anything in the file does.
+    """
     places: dict[str, Names] = {}
     for name in [n for n in weights.tensors if n.startswith(judged)] or weights.tensors:
         words = name.split(".")
@@ -109,10 +155,7 @@ def _encoder(own: Mapping[str, Tensor], weights: Weights) -> tuple[Names, str]:
             if key in wanted and _fits(wanted[key], own[wanted[key]], weights.tensors[name]):
                 places.setdefault(_joined(words[:i]), {})[wanted[key]] = name
     best = max(places, key=lambda p: (len(places[p]), not FOLLOWS.search(p)), default="")
-    found = places.get(best, {})
-    if 2 * len(found) < len(wanted):
-        raise UserError(_foreign(own, list(wanted.values()), weights, len(found)))
-    return found, best
+    return places.get(best, {}), best
 
 
 def _head(
@@ -131,13 +174,13 @@ def _head(
 
 def _homes(part: str, theirs: Iterable[str], *, ours: bool) -> list[str]:
     """Where the tensors of a head may lie, the likeliest first."""
-    if part not in HEADS:  # what another program calls so may be anything
+    if part not in CALLED:  # what another program calls so may be anything
         return [f"{part}."] if ours else []
     homes = {}
     for name in theirs:
         words = name.split(".")
         for i, word in enumerate(words):
-            if word in OTHERS_HEADS:
+            if word in CALLED[part]:
                 homes[_joined(words[: i + 1])] = word
     return sorted(homes, key=lambda home: (homes[home] != part, bool(FOLLOWS.search(home))))
 

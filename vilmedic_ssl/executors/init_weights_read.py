@@ -14,6 +14,7 @@ from torch import Tensor
 from vilmedic_ssl import registry
 from vilmedic_ssl.errors import ConfigError, Unobtainable, UserError
 from vilmedic_ssl.executors import checkpoint
+from vilmedic_ssl.executors.init_weights_strangers import dropping, strangers_in
 
 # Where other programs keep the weights; a moving average and a teacher first, which are judged.
 ENTRIES = (
@@ -71,6 +72,21 @@ def read_weights(source: str | Path, seed: int | None = None) -> Weights:
     return Weights(path, _tensors(content, path), None, none, none)
 
 
+def tokenizer_in(source: str | Path, seed: int | None = None) -> dict[str, Any] | None:
+    """The tokenizer that a checkpoint of ours, of a model that reads reports, was trained with;
+    None for all other files. Its word vectors mean nothing under another one.
+
+    Args:
+        source, seed: as in `read_weights`.
+
+    Raises:
+        Unobtainable, UserError: as `read_weights`.
+    """
+    path = _file(Path(source).expanduser(), seed)
+    content = None if path.suffix == ".safetensors" else _torch(path)
+    return content.get("tokenizer") if isinstance(content, dict) else None
+
+
 def _file(path: Path, seed: int | None) -> Path:
     if path.is_dir():
         return checkpoint.best_or_last(path, seed, where="init_from")
@@ -100,7 +116,8 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 def _torch(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(dropping(strangers_in(path))):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds for damaged files
         found = REFUSED.search(str(error))
         if found is None:
@@ -112,8 +129,8 @@ def _torch(path: Path) -> Any:
         raise UserError(
             f"init_from: {path} holds an object of {found[1]} beside the weights, and reading "
             "objects runs code, which is refused; where the file comes from, write its weights "
-            'alone: torch.save(content["state_dict"], "weights.pth"), or content.state_dict() of a '
-            "whole model"
+            'alone: torch.save(content["state_dict"], "weights.pth"), content["model"] of '
+            "ViLMedic's, or content.state_dict() of a whole model"
         ) from error
 
 

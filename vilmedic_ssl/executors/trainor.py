@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vilmedic_ssl import __version__, console, dist
 from vilmedic_ssl.data.loader import Loader
@@ -40,9 +41,9 @@ class Trainor:
         loader: training batches of `grad_accu * batch_size` images.
         validator: scores the model.
         lower_is_better: direction of `early_stop_metric`.
-        config: the resolved config; data: hash per split; trained_on: the training samples, as
-            `MedicalDataset.members`; labels_of: those whose labels the weights learn from;
-            label_names: of the classes. All of them go into every checkpoint.
+        config: the resolved config; data: hash per split; kept: trained_on, the training samples
+            as `MedicalDataset.members`; labels_of, those whose labels the weights learn from;
+            label_names, of the classes; tokenizer. All of them go into every checkpoint.
     """
 
     def __init__(
@@ -56,13 +57,10 @@ class Trainor:
         lower_is_better: bool,
         config: dict[str, Any],
         data: dict[str, str],
-        trained_on: Tensor,
-        labels_of: Tensor | None = None,
-        label_names: list[str] | None = None,
+        kept: Mapping[str, Any],
     ):
         self.run, self.settings, self.loader, self.validator = run, settings, loader, validator
-        self.config, self.data = config, data
-        self.trained_on, self.labels_of, self.label_names = trained_on, labels_of, label_names
+        self.config, self.data, self.kept = config, data, kept
         self.device = next(model.parameters()).device
         if settings.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -115,9 +113,7 @@ class Trainor:
             "progress": vars(self.progress).copy(),
             "config": self.config,
             "data": self.data,
-            "trained_on": self.trained_on,
-            "labels_of": self.labels_of,
-            "label_names": self.label_names,
+            **self.kept,
             "seed": self.run.seed,
             "version": __version__,
         }
@@ -280,7 +276,8 @@ class Trainor:
         at, reading = self.progress, self.meter.read()
         reading["loss"] = loss
         lr = self._groups[0]["lr"]
-        log.write("step", at.step, epoch=at.epoch, chance=out.get("chance"), lr=lr, **reading)
+        known = {name: out.get(name) for name in ("chance", "floor")}
+        log.write("step", at.step, epoch=at.epoch, lr=lr, **known, **reading)
         regular = at.step == 1 or at.step % self.settings.log_every == 0  # not a short last batch
         if regular and len(out["visual"]) > 1:
             found = health.embedding_health(out["visual"])

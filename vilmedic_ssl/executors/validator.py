@@ -102,10 +102,14 @@ class Validator:
         assert views is not None
         with cast():
             outs = [model.encode(view) for view in views[:, : 1 + self.pairs].unbind(1)]
+            second = outs[-1]["visual"]
+            if "input_ids" in model.takes:  # the report is what an image is to be found by
+                names = ("input_ids", "attention_mask", "words")
+                second = model.encode_text(*(batch[name] for name in names))["linguistic"]
         found = {
             "encoder": outs[0]["encoder"].float(),
             "first": outs[0]["visual"].float(),
-            "second": outs[-1]["visual"].float(),
+            "second": second.float(),
         }
         if "labels" in batch:
             found["labels"] = batch["labels"]

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 from vilmedic_ssl import console
 from vilmedic_ssl.config import digest
 from vilmedic_ssl.errors import UserError
+from vilmedic_ssl.experiment.texts import spoken
 from vilmedic_ssl.schema import build
 
 if TYPE_CHECKING:
     import numpy as np
 
     from vilmedic_ssl.data.datasets.base import Context, MedicalDataset
+    from vilmedic_ssl.data.texts import Texts
     from vilmedic_ssl.experiment.settings import Experiment
 
 FEW = 10  # one image more or less right then moves an accuracy by a tenth or more
@@ -26,7 +28,7 @@ def dataset_of(
     split: str,
     *,
     augment: bool = False,
-    run_dir: Path | None = None,
+    texts: Texts | None = None,
     scored: bool = False,
 ) -> MedicalDataset:
     """One split of an experiment's data, as the data or `split_file` divides it; of the training
@@ -34,7 +36,7 @@ def dataset_of(
 
     Args:
         node: the checked config; its dataset part is what is built.
-        augment, run_dir: as in `Context`.
+        augment, texts: as in `Context`; images whose report says nothing are then left out.
         scored: random views for scores, so that images without labels are left out by any budget,
             as they are without `augment`.
 
@@ -46,7 +48,9 @@ def dataset_of(
     from vilmedic_ssl.data.datasets.base import Context
     from vilmedic_ssl.data.splits import TRAIN
 
-    whole = _divided(experiment, node, Context(split=split, augment=augment, run_dir=run_dir))
+    whole = _divided(experiment, node, Context(split=split, augment=augment, texts=texts))
+    if texts is not None:
+        whole = spoken(whole, node["model"]["proto"])
     if split != TRAIN or experiment.budget is None:
         return whole
     from vilmedic_ssl.data.datasets.part import budgeted

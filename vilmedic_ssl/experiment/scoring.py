@@ -22,12 +22,14 @@ from vilmedic_ssl.experiment.data import (
     warn_of_another_budget,
 )
 from vilmedic_ssl.experiment.settings import Experiment, check, model_of, refuse_sweep, typed
+from vilmedic_ssl.experiment.texts import pin_text, take_text, texts_for
 from vilmedic_ssl.schema import plain
 
 if TYPE_CHECKING:
     import torch
 
     from vilmedic_ssl.data.datasets.base import MedicalDataset
+    from vilmedic_ssl.data.texts import Texts
     from vilmedic_ssl.executors.features import Features
     from vilmedic_ssl.models.base import PretrainingModel
 
@@ -170,13 +172,15 @@ def features_of(
     """
     from vilmedic_ssl.executors import checkpoint
 
+    texts = texts_for(node, contents[0])
+    take_text(node, contents[0], texts)
     models = []
     for content, path in zip(contents, files, strict=True):
         model = model_of(node, pretrained=False)
         checkpoint.load_weights(model, content["ema"] or content["model"], path)
         models.append(model)
     seed = contents[0]["seed"]
-    return _features(experiment, node, models, seed, tag, splits, make_dataset)
+    return _features(experiment, node, models, seed, tag, splits, make_dataset, texts=texts)
 
 
 def untrained_features(
@@ -192,10 +196,14 @@ def untrained_features(
     from vilmedic_ssl.executors.ensemblor import refuse_leaks
     from vilmedic_ssl.executors.init_weights import start_from
 
+    texts = texts_for(node)
+    if texts is not None:
+        pin_text(node, texts, dataset_of(experiment, node, TRAIN, texts=texts).said or [])
     checkpoint.seed_everything(seed)
     model = model_of(node)
     start = start_from(model, node["init_from"], seed=seed) if node["init_from"] else None
-    features = _features(experiment, node, [model], seed, f"untrained_{seed}", splits)
+    tag = f"untrained_{seed}"
+    features = _features(experiment, node, [model], seed, tag, splits, texts=texts)
     if start is not None:
         console.say(start.describe())
         refuse_leaks({"trained_on": start.trained_on, "seed": seed}, features, start.source)
@@ -210,6 +218,7 @@ def _features(
     tag: str,
     splits: list[str] | None,
     make_dataset: Callable[[str], MedicalDataset] | None = None,
+    texts: Texts | None = None,
 ) -> Features:
     from vilmedic_ssl import dist
     from vilmedic_ssl.executors import checkpoint
@@ -218,7 +227,7 @@ def _features(
     device: torch.device = dist.choose_device(experiment.device)
 
     def dataset(split: str) -> Any:
-        return dataset_of(experiment, node, split, run_dir=experiment.folder)
+        return dataset_of(experiment, node, split, texts=texts)
 
     def untrained() -> PretrainingModel:
         checkpoint.seed_everything(seed)

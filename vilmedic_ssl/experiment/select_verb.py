@@ -55,7 +55,7 @@ def select(
             f"--out {file} is there already; name another file, or grow it: --labelled {file}"
         )
     experiment, node, files, contents = open_run(config, own_seed=True)
-    whole = dataset_of(replace(experiment, budget=None), node, TRAIN, run_dir=experiment.folder)
+    whole = dataset_of(replace(experiment, budget=None), node, TRAIN)
     there, old = _lists(experiment, whole, labelled)
     candidates = sorted(set(there) - set(old))
     if add > len(candidates):

@@ -19,6 +19,13 @@ from vilmedic_ssl.experiment.data import (
 )
 from vilmedic_ssl.experiment.settings import Experiment, check, model_of, refuse_sweep, typed
 from vilmedic_ssl.experiment.teacher import Teacher, pin_teacher
+from vilmedic_ssl.experiment.texts import (
+    pin_text,
+    settle_flips,
+    take_text,
+    tell_floor,
+    texts_for,
+)
 from vilmedic_ssl.schema import plain
 
 if TYPE_CHECKING:
@@ -27,6 +34,7 @@ if TYPE_CHECKING:
 
     from vilmedic_ssl.data.datasets.base import MedicalDataset
     from vilmedic_ssl.data.loader import Loader
+    from vilmedic_ssl.data.texts import Texts
     from vilmedic_ssl.executors.init_weights import Start
     from vilmedic_ssl.models.base import PretrainingModel
 
@@ -46,6 +54,7 @@ def train(config: Mapping[str, Any], *, audit: bool = True) -> Path:
     """
     from vilmedic_ssl import dist
     from vilmedic_ssl.data.advice import advise_on
+    from vilmedic_ssl.data.tokenizers import as_data
     from vilmedic_ssl.executors import checkpoint
     from vilmedic_ssl.executors.monitors import check_metrics, check_pairs, check_scores
     from vilmedic_ssl.executors.run import Run
@@ -81,9 +90,15 @@ def train(config: Mapping[str, Any], *, audit: bool = True) -> Path:
     )
     if audit:
         audit_before(experiment, node, run.folder)
-    train_set = dataset_of(experiment, node, "train", augment=True, run_dir=run.folder)
+    texts = texts_for(node, content)
+    if texts is not None:
+        settle_flips(node)
+    train_set = dataset_of(experiment, node, "train", augment=True, texts=texts)
     if content is not None:
         take_classes(node["model"], content["config"]["model"])
+        take_text(node, content, texts)
+    elif texts is not None:
+        pin_text(node, texts, train_set.said or [])
     teacher = None
     if content is None:
         teacher = pin_teacher(node["model"], train_set, seed=run.seed)
@@ -95,13 +110,17 @@ def train(config: Mapping[str, Any], *, audit: bool = True) -> Path:
         teacher.load(model)
     if dist.rank():  # the processes share their weights, not the draws of dropout
         checkpoint.seed_everything(run.seed + dist.rank())
-    check_pairs(metrics, model.views)
+    check_pairs(metrics, 2 if texts is not None else model.views)
     check_scores(metrics, classifies=model.classifies)
     if train_set.views is not None:
         model.refuse_views(train_set.views)
     for sentence in advise_on(train_set):
         console.warn(sentence)
-    train_loader, scored = _loaders(experiment, node, run, train_set, pin=device.type == "cuda")
+    if texts is not None:
+        tell_floor(train_set, settings.images_per_step, model.loss)
+    train_loader, scored = _loaders(
+        experiment, node, run, train_set, texts, pin=device.type == "cuda"
+    )
     size = sum(p.numel() for p in model.parameters())
     learned = sum(p.numel() for p in model.parameters() if p.requires_grad)
     console.say(
@@ -124,9 +143,12 @@ def train(config: Mapping[str, Any], *, audit: bool = True) -> Path:
         data=hashes_of(
             experiment, {k: v.dataset for k, v in {"train": train_loader, **scored}.items()}
         ),
-        trained_on=_seen(train_loader.dataset, content, start, teacher),
-        labels_of=_labels_of(experiment, model, train_loader.dataset, content, start, teacher),
-        label_names=_names(train_set, content, teacher),
+        kept={
+            "trained_on": _seen(train_loader.dataset, content, start, teacher),
+            "labels_of": _labels_of(experiment, model, train_set, content, start, teacher),
+            "label_names": _names(train_set, content, teacher),
+            "tokenizer": None if texts is None else as_data(texts.tokenizer),
+        },
     )
     if content is not None:
         trainor.load(content, source)
@@ -265,7 +287,13 @@ def _classes(dataset: MedicalDataset) -> np.ndarray:
 
 
 def _loaders(
-    experiment: Experiment, node: dict[str, Any], run: Any, train_set: MedicalDataset, *, pin: bool
+    experiment: Experiment,
+    node: dict[str, Any],
+    run: Any,
+    train_set: MedicalDataset,
+    texts: Texts | None,
+    *,
+    pin: bool,
 ) -> tuple[Loader, dict[str, Loader]]:
     """The training loader, and one per split of the validator.
 
@@ -314,6 +342,6 @@ def _loaders(
     size = experiment.validator.batch_size or settings.batch_size
     scored = {}
     for split in dict.fromkeys(experiment.validator.splits):
-        dataset = dataset_of(experiment, node, split, augment=True, run_dir=run.folder, scored=True)
+        dataset = dataset_of(experiment, node, split, augment=True, texts=texts, scored=True)
         scored[split] = loader(dataset, size, training=False)
     return train_loader, scored

@@ -21,12 +21,13 @@ from vilmedic_ssl.metrics.classify import (
     top_k,
 )
 from vilmedic_ssl.metrics.contrast import contrastive_accuracy
-from vilmedic_ssl.metrics.grounding import energy_inside, grounding_cnr, pointing_game
+from vilmedic_ssl.metrics.grounding import energy_inside, grounding_cnr, miou, pointing_game
 from vilmedic_ssl.metrics.health import (
     alignment,
     effective_rank,
     feature_std,
     knn_purity,
+    modality_gap,
     silhouette,
     uniformity,
 )
@@ -34,7 +35,14 @@ from vilmedic_ssl.metrics.knn import knn, knn_scores
 from vilmedic_ssl.metrics.linear_head import linear_head
 from vilmedic_ssl.metrics.probe import LinearProbe, fit_probe, linear_probe
 from vilmedic_ssl.metrics.ranking import auprc, auroc, columns, macro, one_hot
-from vilmedic_ssl.metrics.retrieval import retrieval
+from vilmedic_ssl.metrics.retrieval import (
+    merged,
+    pair_ranks,
+    precision_at,
+    recall_by_chance,
+    retrieval,
+)
+from vilmedic_ssl.metrics.zero_shot import fit_temperature, right_side, standardise, two_sided
 
 __all__ = [
     "LinearProbe",
@@ -55,6 +63,7 @@ __all__ = [
     "energy_inside",
     "feature_std",
     "fit_probe",
+    "fit_temperature",
     "grounding_cnr",
     "knn",
     "knn_purity",
@@ -64,15 +73,24 @@ __all__ = [
     "linear_probe",
     "macro",
     "medmnist",
+    "miou",
+    "merged",
+    "modality_gap",
     "one_hot",
+    "pair_ranks",
     "per_class",
     "per_finding",
     "pointing_game",
+    "precision_at",
     "prevalence",
+    "recall_by_chance",
     "reliability",
     "resample",
     "retrieval",
+    "right_side",
     "silhouette",
+    "standardise",
     "top_k",
+    "two_sided",
     "uniformity",
 ]

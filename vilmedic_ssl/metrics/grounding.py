@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from vilmedic_ssl.errors import UserError
+
+THRESHOLDS = 0.1, 0.2, 0.3, 0.4, 0.5  # of `miou`
 
 
 def energy_inside(heat: Any, mask: Any) -> float:
@@ -36,14 +39,61 @@ def energy_inside(heat: Any, mask: Any) -> float:
     return float((heat_HW * inside_HW)[known_HW].sum() / total)
 
 
-def pointing_game(heat: Any, mask: Any) -> float:
-    """1 when the largest value of a map lies inside a finding, else 0 (Zhang et al. 2018,
-    without their tolerance of 15 pixels); where several are the largest, their share inside.
+def pointing_game(heat: Any, mask: Any, *, tolerance: float = 0) -> float:
+    """1 when the largest value of a map lies inside a finding, else 0 (Zhang et al. 2018); where
+    several are the largest, their share inside.
 
-    Arguments and errors as for `energy_inside`; a map of zeros gives the share of the area.
+    Args:
+        heat: (H, W) any scale; nan pixels are left out.
+        mask: (H, W), non-zero inside the finding's box or outline.
+        tolerance: pixels from the finding that still count as inside; theirs is 15.
+
+    Returns:
+        A number from 0 to 1; nan for a map of nan. An even map gives the share of the area.
+
+    Raises:
+        UserError: the shapes differ.
     """
     heat_HW, inside_HW = _pair(heat, mask, "pointing_game")
+    if tolerance > 0 and inside_HW.any():
+        from scipy.ndimage import distance_transform_edt
+
+        inside_HW = distance_transform_edt(~inside_HW) <= tolerance
+    if np.isnan(heat_HW).all():
+        return float("nan")
     return float(inside_HW[heat_HW == np.nanmax(heat_HW)].mean())
+
+
+def miou(heat: Any, mask: Any, *, thresholds: Sequence[float] = THRESHOLDS) -> float:
+    """Mean over thresholds of the intersection over union of where a map is above the threshold
+    and a finding (Boecking et al. 2022, BioViL).
+
+    Args:
+        heat: (H, W) in [-1, 1]: cosines, or a map scaled to [0, 1], which gives another number;
+            nan pixels are left out.
+        mask: (H, W), non-zero inside the finding's box or outline, of one part or several.
+        thresholds: theirs are 0.1, 0.2, 0.3, 0.4 and 0.5.
+
+    Returns:
+        A number from 0 to 1; nan for an empty finding. A map that is high everywhere gives the
+        share of the area.
+
+    Raises:
+        UserError: the shapes differ; a value outside [-1, 1].
+    """
+    heat_HW, mask_HW = _pair(heat, mask, "miou")
+    known_HW = ~np.isnan(heat_HW)
+    heat_K, inside_K = heat_HW[known_HW], mask_HW[known_HW]
+    if not inside_K.any():
+        return float("nan")
+    if np.abs(heat_K).max() > 1 + 1e-5:  # a cosine in float32 may pass 1 by rounding
+        raise UserError(
+            f"miou: the map goes from {heat_K.min():.3g} to {heat_K.max():.3g}; give cosines, or "
+            "scale it to [0, 1]"
+        )
+    above_TK = heat_K > np.asarray(thresholds)[:, None]
+    both_T, either_T = (above_TK & inside_K).sum(1), (above_TK | inside_K).sum(1)
+    return float((both_T / either_T).mean())
 
 
 def _pair(heat: Any, mask: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -53,17 +103,19 @@ def _pair(heat: Any, mask: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
     return heat_HW, mask_HW
 
 
-def grounding_cnr(heat: Any, mask: Any) -> float:
+def grounding_cnr(heat: Any, mask: Any, *, signed: bool = False) -> float:
     """Contrast-to-noise ratio |mean inside - mean outside| / sqrt(variance inside + variance
     outside).
 
     Args:
         heat: (H, W) any scale; nan pixels (outside a centre crop, say) are left out, not read as 0.
         mask: (H, W), non-zero inside the finding's box or outline.
+        signed: without the bars: a map that spares the finding, which by the published definition
+            does as well as one that shows it, gets a negative number.
 
     Returns:
-        A number >= 0; 0 for a constant map, inf for a noiseless one, nan when inside or outside is
-        empty.
+        A number >= 0, or of either sign; 0 for a constant map, inf for a noiseless one, nan when
+        inside or outside is empty.
 
     Raises:
         UserError: the shapes differ.
@@ -73,7 +125,8 @@ def grounding_cnr(heat: Any, mask: Any) -> float:
     inside, outside = heat_HW[mask_HW & known_HW], heat_HW[~mask_HW & known_HW]
     if not len(inside) or not len(outside):
         return float("nan")
-    contrast, noise = abs(inside.mean() - outside.mean()), np.sqrt(inside.var() + outside.var())
+    contrast, noise = inside.mean() - outside.mean(), np.sqrt(inside.var() + outside.var())
     if contrast == 0:
         return 0.0
-    return float(contrast / noise) if noise > 0 else float("inf")
+    contrast = contrast if signed else abs(contrast)
+    return float(contrast / noise) if noise > 0 else float(np.copysign(np.inf, contrast))

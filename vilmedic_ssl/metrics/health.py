@@ -59,6 +59,14 @@ def uniformity(x: Any) -> float:
     return float(np.log(np.exp(-4 * (1 - pairs)).mean()))
 
 
+def modality_gap(image: Any, text: Any) -> float:
+    """Distance between the mean unit image vector and the mean unit text vector, 0 to 2: how far
+    apart the two kinds lie, whatever their pairs do (Liang et al. 2022).
+    """
+    image_ND, text_ND = unit_rows(as_features(image, "image")), unit_rows(as_features(text, "text"))
+    return float(np.linalg.norm(image_ND.mean(axis=0) - text_ND.mean(axis=0)))
+
+
 def silhouette(x: Any, y: Sequence[Any] | np.ndarray) -> float:
     """Mean cosine silhouette of the classes, -1 to 1; nan unless 2 <= classes < rows. At most 2000
     rows are read.

@@ -62,6 +62,14 @@ class PretrainingModel(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} defines no encode()")
 
+    def encode_text(
+        self, input_ids: Tensor, attention_mask: Tensor, words: Tensor
+    ) -> dict[str, Tensor]:
+        """Of models that read reports: (B, L) each -> `text` (B, D) before the projection and
+        `linguistic` (B, P) after it.
+        """
+        raise TypeError(f"{type(self).__name__} defines no encode_text()")
+
     def at_step(self, step: int, total: int) -> None:
         """Called before each batch, `step` optimizer steps being done of `total`: set what moves
         with time (a temperature, a decay). A model keeps no counter of its own.

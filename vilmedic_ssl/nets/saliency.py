@@ -7,7 +7,6 @@ linear probe on an encoder that has no classifier. B = images, K = channels, h x
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vilmedic_ssl.errors import UserError
-from vilmedic_ssl.nets.vision import VisualEncoder
+from vilmedic_ssl.nets.vision import VisualEncoder, as_map
 
 Score = Callable[[Tensor], Tensor]
 """(B, C, H, W) images -> (B,) scores, one per image."""
@@ -85,24 +84,6 @@ def part_of(net: Any, layer: str | None) -> nn.Module:
     if name not in parts:
         raise UserError(f"layer: the encoder has no {name!r}; write one of {', '.join(known)}")
     return parts[name]
-
-
-def as_map(x: Tensor, net: Any, size: tuple[int, int]) -> Tensor:
-    """A map (B, K, h, w) or (B, h, w, K), or tokens (B, T, K) of images of `size` pixels, as
-    (B, K, h, w).
-
-    Raises:
-        UserError: it has no positions.
-    """
-    if x.dim() == 4:
-        return x.permute(0, 3, 1, 2) if getattr(net, "output_fmt", "NCHW") == "NHWC" else x
-    if x.dim() == 3:
-        for first in (getattr(net, "num_prefix_tokens", 0), 0):  # some add the class token late
-            tokens = x[:, first:]
-            h = round(math.sqrt(tokens.shape[1] * size[0] / size[1]))
-            if h and tokens.shape[1] % h == 0:
-                return tokens.transpose(1, 2).unflatten(2, (h, -1))
-    raise UserError(f"layer: what passes there has the shape {tuple(x.shape)}, not that of a map")
 
 
 @torch.no_grad()

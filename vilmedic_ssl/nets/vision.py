@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -121,7 +122,45 @@ class VisualEncoder(nn.Module):
         x = self._arrange(self._run(images_BCHW), "batch_first")
         return x if x.dim() == 2 else x.mean(dim=1)
 
-    def _run(self, images_BCHW: Tensor) -> Tensor:
+    def places(self, images_BCHW: Tensor, layer: str | None = None) -> tuple[Tensor, Tensor]:
+        """Images -> their vectors (B, out_dim) and a map of them, (B, D, h, w), in one pass.
+
+        Args:
+            layer: the part whose map is wanted; null = the last map, before it is pooled.
+
+        Raises:
+            UserError: `output_layer` is not avgpool, or the network has no such part.
+        """
+        if self.output_layer != POOLED:
+            raise UserError(
+                f"model.cnn.output_layer: {self.output_layer}, but places and the whole are read "
+                "from one network; write avgpool"
+            )
+        size = images_BCHW.shape[-2], images_BCHW.shape[-1]
+        images_BCHW = self._checked(images_BCHW)
+        if layer is None:
+            last = self.net.forward_features(images_BCHW)
+            found = as_map(last, self.net, size)
+        else:
+            last, (found,) = self.net.forward_intermediates(
+                images_BCHW, indices=[self.number_of(layer)], output_fmt="NCHW"
+            )
+        return self.dropout(self.net.forward_head(last, pre_logits=True)), found
+
+    def number_of(self, layer: str) -> int:
+        """The place of a part among those timm knows.
+
+        Raises:
+            ConfigError: it knows none of this name.
+        """
+        known = [info["module"] for info in self.net.feature_info]
+        if layer not in known:
+            raise ConfigError(
+                f"layer: {self.backbone} has no {layer!r}; write one of {', '.join(known)}"
+            )
+        return known.index(layer)
+
+    def _checked(self, images_BCHW: Tensor) -> Tensor:
         if images_BCHW.shape[1] == 1 and self.in_chans == 3:
             images_BCHW = images_BCHW.expand(-1, 3, -1, -1)
         if images_BCHW.shape[1] != self.in_chans:
@@ -130,6 +169,10 @@ class VisualEncoder(nn.Module):
                 f"{self.in_chans}; "
                 "write model.cnn.in_chans=3, or read the images as grey"
             )
+        return images_BCHW
+
+    def _run(self, images_BCHW: Tensor) -> Tensor:
+        images_BCHW = self._checked(images_BCHW)
         try:
             x = self._features(images_BCHW)
         except AssertionError as error:  # how timm refuses an image size
@@ -159,6 +202,24 @@ class VisualEncoder(nn.Module):
         if permute == "spatial_first":
             return x.transpose(0, 1)
         return x[:, 0] if x.shape[1] == 1 else x
+
+
+def as_map(x: Tensor, net: Any, size: tuple[int, int]) -> Tensor:
+    """A map (B, K, h, w) or (B, h, w, K), or tokens (B, T, K) of images of `size` pixels, as
+    (B, K, h, w).
+
+    Raises:
+        UserError: it has no positions.
+    """
+    if x.dim() == 4:
+        return x.permute(0, 3, 1, 2) if getattr(net, "output_fmt", "NCHW") == "NHWC" else x
+    if x.dim() == 3:
+        for first in (getattr(net, "num_prefix_tokens", 0), 0):  # some add the class token late
+            tokens = x[:, first:]
+            h = round(math.sqrt(tokens.shape[1] * size[0] / size[1]))
+            if h and tokens.shape[1] % h == 0:
+                return tokens.transpose(1, 2).unflatten(2, (h, -1))
+    raise UserError(f"layer: what passes there has the shape {tuple(x.shape)}, not that of a map")
 
 
 def _create(backbone: str, pretrained: bool, options: dict[str, Any], **given: Any) -> nn.Module:

@@ -13,6 +13,7 @@ import numpy as np
 from vilmedic_ssl import metrics
 from vilmedic_ssl.console import progress, warn
 from vilmedic_ssl.errors import UserError
+from vilmedic_ssl.metrics.bootstrap import Resampled
 from vilmedic_ssl.post_processing._scores import widen
 from vilmedic_ssl.post_processing._shared import (
     Features,
@@ -25,6 +26,7 @@ from vilmedic_ssl.post_processing._shared import (
 
 Scorer = Callable[[Source, str, np.ndarray], np.ndarray]
 """(source, key, (M, D) rows to score) -> (M, C) scores; it fetches what it fits on by itself."""
+TEXT_KEYS = ("text", "linguistic")  # judged beside the same key of a reference that reads text
 TOP = 5  # with more classes than this, the share of images whose class is among the first five
 
 
@@ -57,7 +59,8 @@ def compare(
     scores: list[list[np.ndarray]] = []  # one list per source, one array per split
     sources: list[Source] = ["model", *references]
     for source in progress(sources, desc=plugin, unit="encoder"):
-        name = key if source == "model" else "encoder"
+        own = source == "model" or key in TEXT_KEYS and key in features.get(splits[0], source).rows
+        name = key if own else "encoder"
         stacked = np.concatenate([rows_of(features.get(s, source), name) for s in splits])
         made = widen(scorer(source, name, stacked), len(parts[0].label_names))
         scores.append(np.split(made, cuts))
@@ -123,24 +126,64 @@ def _table(
 ) -> dict[str, Value]:
     """The numbers of one split: model, references and differences from one set of draws."""
 
-    def all_at_once(y: np.ndarray, *scores: np.ndarray) -> np.ndarray:
-        value_SK = np.stack([measure(y, score_NC) for score_NC in scores])
+    labels = labels_of(part, plugin)
+    names = metric_names(labels, part.label_names)
+    table, found = side_by_side(
+        f"{part.name}/{plugin}",
+        names,
+        measure,
+        [labels],
+        scores,
+        references,
+        groups=part.patients,
+        draws=draws,
+        seed=seed,
+    )
+    nan_K = np.isnan(found.value[0])
+    undefined = [names[k].removeprefix("auroc/") for k in np.flatnonzero(nan_K)]
+    warn_of(plugin, part.name, undefined, found.redrawn if found.redrawn > draws // 10 else 0)
+    return table
+
+
+def side_by_side(
+    where: str,
+    names: Sequence[str],
+    fn: Callable[..., np.ndarray],
+    common: Sequence[np.ndarray],
+    of_sources: Sequence[np.ndarray],
+    references: Sequence[str],
+    *,
+    groups: Sequence[str] | np.ndarray | None,
+    draws: int,
+    seed: int,
+) -> tuple[dict[str, Value], Resampled]:
+    """Numbers of the model, of its references and their paired differences, from one set of draws.
+
+    Args:
+        where: what the names begin with, "<split>/<plug-in>".
+        fn: (*common, rows of one source) -> (K,) numbers, as `names` calls them.
+        common, of_sources: arrays with equally many rows; of_sources has the model's first.
+
+    Returns:
+        "<where>/<name>", "<where>/<reference>/<name>", "<where>/minus_<reference>/<name>" ->
+        value with interval, without what is undefined; and all draws, rows in this order.
+    """
+
+    def all_at_once(*arrays: np.ndarray) -> np.ndarray:
+        shared, own = arrays[: len(common)], arrays[len(common) :]
+        value_SK = np.stack([fn(*shared, rows) for rows in own])
         return np.concatenate([value_SK, value_SK[:1] - value_SK[1:]])
 
-    labels = labels_of(part, plugin)
     found = metrics.resample(
-        all_at_once, labels, *scores, groups=part.patients, draws=draws, seed=seed
+        all_at_once, *common, *of_sources, groups=groups, draws=draws, seed=seed
     )
     value_RK, (low_RK, high_RK) = found.value, found.interval()
-    names = metric_names(labels, part.label_names)
     rows = ["", *(f"{name}/" for name in references), *(f"minus_{name}/" for name in references)]
     table: dict[str, Value] = {}
     for r, row in enumerate(rows):
-        paths = [f"{part.name}/{plugin}/{row}{name}" for name in names]
+        paths = [f"{where}/{row}{name}" for name in names]
         table |= triples(paths, value_RK[r], low_RK[r], high_RK[r])
-    undefined = [names[k].removeprefix("auroc/") for k in np.flatnonzero(np.isnan(value_RK[0]))]
-    warn_of(plugin, part.name, undefined, found.redrawn if found.redrawn > draws // 10 else 0)
-    return table
+    return table, found
 
 
 def triples(

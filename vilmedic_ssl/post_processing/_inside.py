@@ -16,7 +16,7 @@ from vilmedic_ssl.nets.saliency import upscaled
 from vilmedic_ssl.post_processing._maps import CHUNK, Explained, Mapper
 from vilmedic_ssl.post_processing._shared import Features, Value, labels_of
 
-MEANS = ("energy_inside", "energy_elsewhere", "pointing_game")  # of one network's maps
+MEANS = ("energy_inside", "energy_elsewhere", "pointing_game", "cnr", "miou_scaled")  # of maps
 NUMBERS = (
     *("chance", *MEANS, *(f"random_init/{name}" for name in MEANS)),
     *("minus_chance/energy_inside", "minus_chance/pointing_game", "minus_elsewhere/energy_inside"),
@@ -96,7 +96,7 @@ def _rows(
     networks: Sequence[Explained],
     mapper: Mapper,
 ) -> np.ndarray:
-    """(N, 1 + 3 per network): the share of the area, then `MEANS`."""
+    """(N, 1 + 5 per network): the share of the area, then `MEANS`."""
     place = {
         c: np.sum([item.inside for item in found if item.c == c], axis=0)
         for c in {item.c for item in found}
@@ -118,23 +118,25 @@ def _rows(
                     metrics.energy_inside(heat, item.inside),
                     np.nan if elsewhere is None else metrics.energy_inside(heat, elsewhere),
                     metrics.pointing_game(heat, item.inside),
+                    metrics.grounding_cnr(heat, item.inside),
+                    metrics.miou(heat, item.inside),
                 ]
     return np.array(rows)
 
 
 def _compared(rows_NK: np.ndarray) -> np.ndarray:
     """Rows as `_rows` gives them -> `NUMBERS`."""
-    chance, *six = _mean(rows_NK)
-    trained, untrained = np.array(six[:3]), np.array(six[3:])
+    chance, *both = mean_known(rows_NK)
+    trained, untrained = np.array(both).reshape(2, -1)
     against = [np.array([x[0] - chance, x[2] - chance, x[0] - x[1]]) for x in (trained, untrained)]
     return np.concatenate([[chance], trained, untrained, *against, (trained - untrained)[[0, 2]]])
 
 
 def _of_class(rows_NK: np.ndarray) -> np.ndarray:
-    return _mean(rows_NK[:, :2])
+    return mean_known(rows_NK[:, :2])
 
 
-def _mean(rows_NK: np.ndarray) -> np.ndarray:
+def mean_known(rows_NK: np.ndarray) -> np.ndarray:
     """Over the rows where a number is defined; nan where it is nowhere."""
     known_NK = ~np.isnan(rows_NK)
     with np.errstate(invalid="ignore"):

@@ -20,6 +20,7 @@ def scatter(
     subtitle: str,
     axes: tuple[str, str] | None = None,
     order: list[str] | None = None,
+    lines_L22: np.ndarray | None = None,
 ) -> Path:
     """One point per image, one colour and shape per name; a legend below when there is more than
     one name.
@@ -28,6 +29,7 @@ def scatter(
         xy_N2: positions.  names_N: (N,) text.  axes: labels of the axes; None hides them (t-SNE has
         no units).
         order: all names that may occur, so that a class keeps its colour from picture to picture.
+        lines_L22: both ends of thin lines below the points.
     """
     from matplotlib.figure import Figure
 
@@ -36,6 +38,12 @@ def scatter(
     plot = figure.add_subplot()
     counts = {name: int((names_N == name).sum()) for name in order}
     size = float(np.clip(8000 / len(xy_N2), 12, 60))
+    if lines_L22 is not None:
+        from matplotlib.collections import LineCollection
+
+        plot.add_collection(
+            LineCollection(list(lines_L22), colors="#888888", linewidths=0.5, alpha=0.5, zorder=0)
+        )
     for name in sorted(counts, key=lambda name: -counts[name]):  # rare classes on top
         if counts[name]:
             place = order.index(name)

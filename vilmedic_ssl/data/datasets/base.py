@@ -17,6 +17,7 @@ from torch.utils.data import default_collate
 
 from vilmedic_ssl.config import digest
 from vilmedic_ssl.data.images import Images
+from vilmedic_ssl.data.texts import Texts
 from vilmedic_ssl.errors import UserError
 
 
@@ -27,12 +28,12 @@ class Context:
     Attributes:
         split: train, validate, test or any other name the data uses.
         augment: random training views instead of the one evaluation view.
-        run_dir: folder of the run, for vocabularies and label lists that belong to it.
+        texts: reads the reports, where the model does; shared by all splits.
     """
 
     split: str
     augment: bool = False
-    run_dir: Path | None = None
+    texts: Texts | None = None
 
 
 class MedicalDataset(torch.utils.data.Dataset[dict[str, Any]]):
@@ -45,6 +46,9 @@ class MedicalDataset(torch.utils.data.Dataset[dict[str, Any]]):
         label_names: class names, in label order.
         patients: group of each sample for splits and intervals; None = unknown.
         studies: visit of each sample; reports: its text; None = the data has none.
+        projections: how each picture was taken, PA or LATERAL for example; None = unknown.
+        said: the reports as a model reads them, "" for nothing; None = no model does.
+        texts: what reads them.
     """
 
     split: str
@@ -54,6 +58,9 @@ class MedicalDataset(torch.utils.data.Dataset[dict[str, Any]]):
     patients: list[str] | None = None
     studies: list[str] | None = None
     reports: list[str] | None = None
+    projections: list[str] | None = None
+    said: list[str] | None = None
+    texts: Texts | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -84,13 +91,22 @@ class MedicalDataset(torch.utils.data.Dataset[dict[str, Any]]):
         """(C, h, w) float32 in [0, 1]: the evaluation view before normalisation."""
         raise TypeError(f"{type(self).__name__} holds no pictures")
 
-    def mask(self, index: int, finding: str) -> Tensor | None:
+    def mask(self, index: int, finding: str, side: str | None = None) -> Tensor | None:
         """(h, w) bool: where in the evaluation view a finding is; None where the data does not say.
+
+        Args:
+            side: that of `outlined`; None = all parts of the finding.
 
         Raises:
             UserError: its file is unreadable.
         """
         return None
+
+    def outlined(self, index: int) -> list[tuple[str, str]]:
+        """The (finding, side) pairs of a sample that have a mask; side is left or right of the
+        patient, or "" where the data does not say.
+        """
+        return []
 
     def ready(self, workers: int = 0) -> None:
         """Decode into memory or cache where the keys ask for it; the loader calls it."""
@@ -105,11 +121,12 @@ class MedicalDataset(torch.utils.data.Dataset[dict[str, Any]]):
     def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         """A list of samples as one batch."""
         try:
-            return default_collate(items)
+            batch = default_collate(items)
         except RuntimeError as error:
             raise UserError(
                 f"images of one batch differ in shape ({error}); set dataset.transform.crop"
             ) from error
+        return self.texts.collate(batch, items) if self.texts else batch
 
     def content(self) -> Any:
         """What the fingerprint covers: plain data that changes when the samples do."""
@@ -141,9 +158,14 @@ class MedicalDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
 
 class ImageRecords(MedicalDataset):
-    """A dataset of images."""
+    """A dataset of images, with reports where `said` has them.
+
+    Attributes:
+        augment: True when samples are training views.
+    """
 
     files: Images
+    augment: bool = False
 
     @property
     def views(self) -> int | None:
@@ -154,7 +176,16 @@ class ImageRecords(MedicalDataset):
         return self.files.paths
 
     def item(self, index: int, seed: int) -> dict[str, Any]:
-        return dict(self.files.sample(index, seed))
+        if self.said is None or self.texts is None:
+            return dict(self.files.sample(index, seed))
+        text, mirrored = self.said[index], False
+        if self.augment:
+            text, mirrored = self.texts.draw(text, seed)
+        sample = {**self.files.sample(index, seed, mirrored=mirrored), "text": text}
+        for name, values in (("study", self.studies), ("patient", self.patients)):
+            if values is not None and values[index]:
+                sample[name] = str(values[index])
+        return sample
 
     def decoded(self, index: int) -> Tensor:
         return self.files.decoded(index)

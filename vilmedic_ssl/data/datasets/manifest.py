@@ -14,9 +14,10 @@ from torch import Tensor
 from vilmedic_ssl.compat import require
 from vilmedic_ssl.data.datasets.base import Context, ImageRecords
 from vilmedic_ssl.data.images import ImageFiles
-from vilmedic_ssl.data.masks import outline, read_masks
+from vilmedic_ssl.data.masks import Masks, joined, read_masks
 from vilmedic_ssl.data.paths import safe_join
 from vilmedic_ssl.data.splits import FRACTIONS, split_patients
+from vilmedic_ssl.data.texts import TextSettings
 from vilmedic_ssl.data.transforms import Transform
 from vilmedic_ssl.errors import ConfigError, MissingSplit, UserError
 from vilmedic_ssl.registry import closest, proto
@@ -82,7 +83,10 @@ class Manifest(ImageRecords):
         fractions: share of the splits, made by patient, when there is no `split` column.
         masks: CSV file below root with the outlines of findings, for plug-ins that ask where a
             model looks: columns path (as in the manifest), finding (a label's name) and mask (an
-            image as large as the one it belongs to, bright inside; relative to this file).
+            image as large as the one it belongs to, bright inside; relative to this file); and
+            where known side (left or right of the patient) and values (of a mask that is a map of
+            labels: the numbers inside).
+        text: what a paired model reads of a report; others do not look at reports.
         transform: how files become tensors.
     """
 
@@ -99,6 +103,7 @@ class Manifest(ImageRecords):
         filter: dict[str, Any] = {},  # noqa: B006 (never written to)
         fractions: dict[str, float] = FRACTIONS,  # noqa: B006 (never written to)
         masks: str | None = None,
+        text: TextSettings = TextSettings(),  # noqa: B008 (frozen)
         transform: Transform = Transform(),  # noqa: B008 (frozen)
     ):
         table = read_table(manifest)
@@ -136,8 +141,16 @@ class Manifest(ImageRecords):
             )
         self.patients = [row["patient"] for row in rows] if "patient" in columns else None
         self.studies = [row["study"] for row in rows] if "study" in columns else None
-        self.texts = [row.get("report", "") for row in rows]
-        self.reports = self.texts if "report" in columns else None
+        self.projections = [row["view"] for row in rows] if "view" in columns else None
+        self.augment, self.texts = context.augment, context.texts
+        self.reports = [row["report"] for row in rows] if "report" in columns else None
+        if self.texts is not None:
+            if self.reports is None:
+                raise UserError(
+                    f"{manifest} has no column 'report', which this model reads; "
+                    f"{closest('report', columns)}"
+                )
+            self.said = self.texts.prepare_all(self.reports, self.split)
         if labels:
             self.label_names = list(labels)
             cells = [[self._cell(row, c, uncertain, blank) for c in labels] for row in rows]
@@ -177,22 +190,25 @@ class Manifest(ImageRecords):
         return VALUE[policy.get(column, default) if isinstance(policy, dict) else policy]
 
     @cached_property
-    def masks(self) -> dict[tuple[str, str], list[Path]]:
+    def masks(self) -> Masks:
         """Read when first asked for: training has no use for them."""
         return {} if self.outlines is None else read_masks(self.outlines, self.named)
 
-    def mask(self, index: int, finding: str) -> Tensor | None:
-        files = self.masks.get((self.ids[index], finding))
-        if not files:
+    def mask(self, index: int, finding: str, side: str | None = None) -> Tensor | None:
+        parts = self.masks.get(self.ids[index], {}).get(finding, [])
+        parts = [part for part in parts if side in (None, part.side)]
+        if not parts:
             return None
         height, width = self.decoded(index).shape[-2:]
-        return self.files.pipeline.mask(outline(files, (height, width)))
+        return self.files.pipeline.mask(joined(parts, (height, width)))
 
-    def item(self, index: int, seed: int) -> dict[str, Any]:
-        return {**super().item(index, seed), "text": self.texts[index]}
+    def outlined(self, index: int) -> list[tuple[str, str]]:
+        of_image = self.masks.get(self.ids[index], {})
+        pairs = ((name, part.side) for name, parts in of_image.items() for part in parts)
+        return list(dict.fromkeys(pairs))
 
     def content(self) -> Any:
-        return [super().content(), self.texts]
+        return [super().content(), self.reports or [""] * len(self)]
 
 
 def _keeps(value: str, wanted: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Some samples of a split, all of them or some without their labels: what a budget leaves."""
+"""Some samples of a split, all of them or some without their labels: what a budget leaves, say."""
 
 from __future__ import annotations
 
@@ -76,13 +76,13 @@ class Part(MedicalDataset):
         own_ids = getattr(home, "own_ids", home.ids)
         self.own_ids = [own_ids[i] for i in self.rows]
         self.patients, self.studies = self._of_each("patients"), self._of_each("studies")
-        self.reports = self._of_each("reports")
+        self.reports, self.projections = self._of_each("reports"), self._of_each("projections")
         if home.labels is not None:
             self.labels = home.labels[self.rows]
             self.labels[[i in hidden for i in self.rows]] = -1 if home.labels.ndim == 1 else np.nan
         self.labelled = 0 if home.labels is None else len(self.rows) - len(hidden)
         self.files = getattr(home, "files", None)
-        self.tokenizer = getattr(home, "tokenizer", None)
+        self.said, self.texts = self._of_each("said"), home.texts
 
     def _of_each(self, name: str) -> list[Any] | None:
         """An attribute of the home that has one value per sample."""
@@ -106,8 +106,11 @@ class Part(MedicalDataset):
     def picture(self, index: int) -> Tensor:
         return self.home.picture(self.rows[index])
 
-    def mask(self, index: int, finding: str) -> Tensor | None:
-        return self.home.mask(self.rows[index], finding)
+    def mask(self, index: int, finding: str, side: str | None = None) -> Tensor | None:
+        return self.home.mask(self.rows[index], finding, side)
+
+    def outlined(self, index: int) -> list[tuple[str, str]]:
+        return self.home.outlined(self.rows[index])
 
     def ready(self, workers: int = 0) -> None:
         self.home.ready(workers)
@@ -124,4 +127,5 @@ class Part(MedicalDataset):
         return members_of(self.own_ids)
 
     def card(self) -> dict[str, Any]:
-        return {**self.home.card(), **super().card(), "budget": self.note}
+        note = {"budget": self.note} if self.note else {}
+        return {**self.home.card(), **super().card(), **note}

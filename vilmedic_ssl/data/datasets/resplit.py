@@ -148,9 +148,9 @@ class Resplit(MedicalDataset):
         labels = self._of_each("labels")
         self.labels = None if labels is None else np.stack(labels)
         self.patients, self.studies = self._of_each("patients"), self._of_each("studies")
-        self.reports = self._of_each("reports")
+        self.reports, self.projections = self._of_each("reports"), self._of_each("projections")
         self.files = getattr(first, "files", None)
-        self.tokenizer = getattr(first, "tokenizer", None)
+        self.said, self.texts = self._of_each("said"), first.texts
 
     def _of_each(self, name: str) -> list[Any] | None:
         """An attribute that has one value per sample; None unless every home has it."""
@@ -179,9 +179,13 @@ class Resplit(MedicalDataset):
         home, i = self.chosen[index]
         return self.homes[home].picture(i)
 
-    def mask(self, index: int, finding: str) -> Tensor | None:
+    def mask(self, index: int, finding: str, side: str | None = None) -> Tensor | None:
         home, i = self.chosen[index]
-        return self.homes[home].mask(i, finding)
+        return self.homes[home].mask(i, finding, side)
+
+    def outlined(self, index: int) -> list[tuple[str, str]]:
+        home, i = self.chosen[index]
+        return self.homes[home].outlined(i)
 
     def ready(self, workers: int = 0) -> None:
         for home in self.homes.values():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -111,6 +111,7 @@ class ImageDataset(ImageRecords):
             path = safe_join(folder, line.strip())
             paths.append(path.with_name(path.name + ext) if ext and not path.suffix else path)
         self.split, self.ids = context.split, [line.strip() for line in lines]
+        self.augment = context.augment
         self.patients = patients_of(self.ids, patient_pattern)
         keys = modern(
             {
@@ -135,16 +136,20 @@ class ImageDataset(ImageRecords):
 
 @proto
 class TextDataset(MedicalDataset):
-    """Reports line by line, tokenised.
+    """Reports line by line.
 
     Attributes:
         root, file: `<root>/<split>.<file>` holds one report per line.
-        tokenizer: a transformers folder or hub name; null builds a word vocabulary from the
-            training split and keeps it in the run folder.
-        tokenizer_max_len: pad and truncate to this many tokens; null pads to the longest of the
-            batch.
+        tokenizer, tokenizer_max_len, vocab_size: as in `text` of the Manifest.
+        processing, language, sections, sentence: likewise.
+        min_words, drop_priors, mirror: likewise.
     """
 
+    REFUSED_KEYS: ClassVar = {
+        "source": "texts have their special tokens always; leave it out",
+        "vocab_file": "without a tokenizer word pieces are trained on the reports; leave it out",
+        "show_length": "no picture of text lengths is made; leave it out",
+    }
     reports: list[str]
 
     def __init__(
@@ -155,33 +160,23 @@ class TextDataset(MedicalDataset):
         file: str,
         tokenizer: str | None = None,
         tokenizer_max_len: int | None = None,
+        vocab_size: int = 8192,
+        processing: str = "clean",
+        language: Literal["en", "es"] = "en",
+        sections: list[str] = (),  # type: ignore[assignment]
+        sentence: Literal["all", "random"] = "all",
+        min_words: int = 3,
+        drop_priors: bool = False,
+        mirror: float = 0.0,
     ):
-        from vilmedic_ssl.data.tokenizers import load_tokenizer, word_tokenizer
-
-        self.split, self.max_len = context.split, tokenizer_max_len
+        self.split, self.texts = context.split, context.texts
         self.reports = [" ".join(line.split()) for line in read_lines(root, context.split, file)]
         self.ids = [f"{context.split}:{i}" for i in range(len(self.reports))]
-        if tokenizer is not None:
-            self.tokenizer = load_tokenizer(tokenizer)
-        else:
-            self.tokenizer = word_tokenizer(
-                lambda: read_lines(root, "train", file), context.run_dir
-            )
+        if self.texts is not None:
+            self.said = self.texts.prepare_all(self.reports, self.split)
 
     def item(self, index: int, seed: int) -> dict[str, Any]:
-        return {"text": self.reports[index]}
-
-    def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
-        """Adds `input_ids` and `attention_mask`, both (B, L) int64."""
-        tokens = self.tokenizer(
-            [item["text"] for item in items],
-            padding="max_length" if self.max_len else "longest",
-            truncation=self.max_len is not None,
-            max_length=self.max_len,
-            return_tensors="pt",
-            return_token_type_ids=False,
-        )
-        return {**super().collate(items), **tokens}
+        return {"text": (self.said or self.reports)[index]}
 
     def content(self) -> Any:
         return [super().content(), self.reports]
@@ -252,16 +247,10 @@ class _Paired(ImageRecords):
         for part in self.parts:
             if part.labels is not None:
                 self.labels, self.label_names = part.labels, part.label_names
-        self.text = next((part for part in self.parts if isinstance(part, TextDataset)), None)
-        self.reports = self.text.reports if self.text else None
-        self.tokenizer = getattr(self.text, "tokenizer", None)
-        self.files = image.files
-
-    def item(self, index: int, seed: int) -> dict[str, Any]:
-        return {k: v for part in self.parts for k, v in part.item(index, seed).items()}
-
-    def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
-        return self.text.collate(items) if self.text else super().collate(items)
+        text = next((part for part in self.parts if isinstance(part, TextDataset)), None)
+        if text is not None:
+            self.reports, self.said, self.texts = text.reports, text.said, text.texts
+        self.files, self.augment = image.files, image.augment
 
     def content(self) -> Any:
         return [MedicalDataset.content(self), [part.content() for part in self.parts]]

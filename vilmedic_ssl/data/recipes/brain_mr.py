@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,7 @@ ZONES = {
     "coronal": ("back", "midback", "midfront", "front"),
     "axial": ("bottom", "lower", "upper", "top"),
 }
+SIDES = ("left", "right", "midline")
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
 
 CARD = """\
@@ -55,12 +56,13 @@ Split     contiguous slabs with {gap} slices (mm) left out between any two, neve
 Reports   written from the atlas labels, not by a person: the regions with at least {region} mm2 in
           the slice, and their side.
 Labels    the same rule, for {labels} structures; zone is the plane and the zone in one word.
-Masks     masks/ holds one label map per slice; regions.json says which value is which region. The
-          atlas (2 mm) was drawn on another brain in the same space: borders are off by a millimetre
-          or two.
+Masks     masks/ holds one label map per slice; regions.json says which value is which region, and
+          masks.csv which values are which labelled structure on which side. The atlas (2 mm) was
+          drawn on another brain in the same space: borders are off by a millimetre or two.
 
 manifest.csv   patient, study, view, path, report, split, mask, position_mm, zone, then 1 or 0 for
                each structure
+masks.csv      path, finding, side, mask, values
 SPLIT.image.tok .report.tok .label.tok (names, comma-separated) .zone.tok
 """
 
@@ -85,15 +87,17 @@ def build_brain_mr(archive: Path, folder: Path) -> tuple[int, str]:
     compact = np.where(labels > 0, np.searchsorted(codes, labels) + 1, 0).astype(np.uint8)
     (folder / "images").mkdir()
     (folder / "masks").mkdir()
-    rows = [
+    written = [
         _write(folder, place, grey, compact, regions, origin)
         for place in console.progress(list(places(grey)), desc="brain-mr", unit="slice")
     ]
+    rows = [row for row, _ in written]
     legend = {
         str(i): {"aal": r.aal, "name": r.name, "side": r.side} for i, r in enumerate(regions, 1)
     }
     (folder / "regions.json").write_text(json.dumps(legend, indent=1) + "\n")
     write_tables(folder, rows, labels=list(LABELS), classes=["zone"])
+    _write_masks(folder, [outline for _, outlines in written for outline in outlines])
     card = CARD.format(counts=counts(rows), gap=GAP, region=MIN_REGION, labels=len(LABELS))
     return len(rows), card
 
@@ -161,7 +165,8 @@ def _write(
     compact: np.ndarray,
     regions: list[Region],
     origin: np.ndarray,
-) -> dict[str, object]:
+) -> tuple[dict[str, object], list[dict[str, str]]]:
+    """Files of a slice; returns its rows of manifest.csv and masks.csv."""
     name = f"{place.plane}_{place.index:03d}.png"
     axis = AXES[place.plane]
     picture, label_map = _upright(grey, place), _upright(compact, place)
@@ -178,7 +183,7 @@ def _write(
         by_name[r.name, r.side] = by_name.get((r.name, r.side), 0) + int(mm2)
     seen = [r for r in regions if by_name[r.name, r.side] >= MIN_REGION]
     names = {r.name for r in seen}
-    return {
+    row: dict[str, object] = {
         "patient": f"{place.plane}-{place.zone}-{place.split}",
         "study": name.removesuffix(".png"),
         "view": place.plane,
@@ -190,6 +195,37 @@ def _write(
         "zone": f"{place.plane}-{place.zone}",
         **{label: int(not names.isdisjoint(members)) for label, members in LABELS.items()},
     }
+    return row, outlines_of(name, {i: r for i, r in enumerate(regions, 1) if r in seen})
+
+
+def outlines_of(name: str, seen: Mapping[int, Region]) -> list[dict[str, str]]:
+    """The rows of masks.csv for a slice: one per labelled structure and side.
+
+    Args:
+        seen: value in the label map -> region, of those that are large enough.
+    """
+    rows = []
+    for label, members in LABELS.items():
+        for side in SIDES:
+            values = [i for i, r in seen.items() if r.name in members and r.side == side]
+            if values:
+                rows.append(
+                    {
+                        "path": f"images/{name}",
+                        "finding": label,
+                        "side": side.replace("midline", ""),
+                        "mask": f"masks/{name}",
+                        "values": " ".join(map(str, values)),
+                    }
+                )
+    return rows
+
+
+def _write_masks(folder: Path, rows: list[dict[str, str]]) -> None:
+    with (folder / "masks.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _upright(volume: np.ndarray, place: Slice) -> np.ndarray:
