@@ -10,7 +10,7 @@ demo: install
 	$(PY) bin/demo.py
 
 test: lint docs
-	$(PY) -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m "not slow"
 
 test-all: lint docs
 	$(PY) -m pytest
