@@ -17,6 +17,7 @@ from vilmedic_ssl.post_processing import plot_representation
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIG = REPOSITORY / "config/SELFSUP/simclr-phantom.yml"
 
+os.environ.pop("COLUMNS", None)  # parallel runs set it, and tables would be wrapped
 os.environ["HF_HUB_OFFLINE"] = "1"  # published weights are out of reach, and that at once
 torch.set_num_threads(1)  # the tensors are small: more threads only wait for each other
 

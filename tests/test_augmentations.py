@@ -323,7 +323,7 @@ def test_images_with_reports_have_local_views_too(phantom):
     assert isinstance(dataset, ImSeq)
     batch = dataset.collate([dataset[i, 5] for i in range(3)])
     assert batch["images"].shape == (3, 2, 1, 32, 32) and batch["local"].shape == (3, 2, 1, 16, 16)
-    assert len(batch["text"]) == 3
+    assert len(dataset.reports) == len(dataset)
 
 
 # ------------------------------------------------------------------ advice

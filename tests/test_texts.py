@@ -8,11 +8,11 @@ import resume
 import torch
 from PIL import Image
 
-from vilmedic_ssl.data.texts import Texts, TextSettings
+from vilmedic_ssl.data.texts import Texts, TextSettings, group_names
 from vilmedic_ssl.data.tokenizers import as_data, load_tokenizer, restore, train_tokenizer
 from vilmedic_ssl.errors import ConfigError, UserError
 from vilmedic_ssl.executors import checkpoint
-from vilmedic_ssl.experiment import train
+from vilmedic_ssl.experiment import ensemble, train
 from vilmedic_ssl.experiment.texts import settle_flips
 from vilmedic_ssl.models.convirt import ConVIRT
 from vilmedic_ssl.nets.criteria import ConVIRTLoss, InfoNCELoss, SigmoidLoss
@@ -107,6 +107,8 @@ def test_sections_and_processing(texts):
     assert "15 cm" in Texts(TextSettings(processing="r2gen")).prepare(report)
     with pytest.raises(ConfigError, match="did you mean 'r2gen'"):
         TextSettings(processing="r2gem")
+    with pytest.raises(ConfigError, match="no section 'findngs'; did you mean 'findings'"):
+        TextSettings(sections=["findngs"])
     with pytest.raises(ConfigError, match="drop_priors needs processing clean"):
         TextSettings(processing="none", drop_priors=True)
 
@@ -175,6 +177,22 @@ def test_equal_reports_set_a_floor(loss):
     else:
         assert math.isclose(float(found["ignore"]["floor"][0]), math.log(2), rel_tol=1e-6)
         assert math.isclose(float(found["positives"]["floor"][0]), math.log(2), rel_tol=1e-6)
+
+
+def test_pairs_are_alike_by_text_study_and_patient_and_by_nothing_unknown():
+    first = group_names("a", "study1", "p1", "1.png")
+    assert first[1:] != group_names("a", "study1", "p2", "2.png")[1:]  # visits are counted anew
+    assert first[0] == group_names("a", "study1", "p2", "2.png")[0]
+    assert first[1:] == group_names("b", "study1", "p1", "3.png")[1:]
+    assert not set(group_names("a", None, None, "1")[1:]) & set(group_names("b", "1", "1", "2")[1:])
+    with pytest.raises(ConfigError, match=r"model\.loss\.alike: \[\]"):
+        InfoNCELoss(alike=[])
+
+
+def test_another_models_checkpoint_is_one_sentence(tiny):
+    train(resume.config_of("SimCLR", tiny("mixed")))
+    with pytest.raises(UserError, match="of SimCLR, which reads no reports"):
+        ensemble(resume.config_of("ConVIRT", tiny("mixed")))
 
 
 def test_the_floor_is_reached_and_not_passed():

@@ -54,13 +54,18 @@ class TextSettings:
     mirror: float = 0.0
 
     def __post_init__(self) -> None:
-        from vilmedic_ssl.data.reports import PROCESSING
+        from vilmedic_ssl.data.reports import PROCESSING, SECTIONS
 
         if self.processing not in PROCESSING:
             raise ConfigError(
                 f"dataset: there is no processing {self.processing!r}; "
                 f"{closest(self.processing, PROCESSING)}"
             )
+        for name in self.sections:
+            if name not in SECTIONS:
+                raise ConfigError(
+                    f"dataset: reports have no section {name!r}; {closest(name, SECTIONS)}"
+                )
         if self.tokenizer_max_len is not None and self.tokenizer_max_len < 3:
             raise ConfigError(
                 f"dataset: tokenizer_max_len {self.tokenizer_max_len} leaves no room between the "
@@ -176,14 +181,20 @@ class Texts:
         if self.tokenizer is None:
             return batch
         texts = [item["text"] for item in items]
-        own = [item["id"] for item in items]
-        names = [[f"t {text}" for text in texts]]
-        names += [
-            [f"{key} {item.get(key) or id_}" for item, id_ in zip(items, own, strict=True)]
-            for key in ("study", "patient")
+        named = [
+            group_names(t, item.get("study"), item.get("patient"), item["id"])
+            for t, item in zip(texts, items, strict=True)
         ]
-        groups = torch.tensor([[_number(name) for name in column] for column in names]).T
+        groups = torch.tensor([[_number(name) for name in row] for row in named])
         return {**batch, **self.batch(texts), "groups": groups}
+
+
+def group_names(text: str, study: str | None, patient: str | None, own: str) -> list[str]:
+    """What a pair is alike by: its text, its study (names of studies may repeat between patients),
+    its patient; `own` stands for what is not known.
+    """
+    of_study = f"study {patient or ''} / {study}" if study else f"own study {own}"
+    return [f"text {text}", of_study, f"patient {patient}" if patient else f"own patient {own}"]
 
 
 def _words(encoding: Any) -> list[int]:

@@ -46,8 +46,15 @@ class Reader:
         self._seen: dict[str, np.ndarray] = {}
 
     def reports(self, split: str) -> list[str]:
-        """The reports of a split as the model reads them."""
-        return list(self.features.dataset(split).said or [])
+        """The reports of a split as the model reads them.
+
+        Raises:
+            UserError: it has none.
+        """
+        said = list(self.features.dataset(split).said or [])
+        if not any(said):
+            raise UserError(f"no image of {split} has a report; take it out of ensemblor.splits")
+        return said
 
     def words(self, text: str) -> list[str]:
         """The words of a text as `word_heat` counts them, special tokens included."""

@@ -50,7 +50,7 @@ def dataset_of(
 
     whole = _divided(experiment, node, Context(split=split, augment=augment, texts=texts))
     if texts is not None:
-        whole = spoken(whole, node["model"]["proto"])
+        whole = spoken(whole, node["model"]["proto"], train=augment)
     if split != TRAIN or experiment.budget is None:
         return whole
     from vilmedic_ssl.data.datasets.part import budgeted

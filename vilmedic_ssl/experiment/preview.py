@@ -10,6 +10,7 @@ from vilmedic_ssl import console
 from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.experiment.data import dataset_of
 from vilmedic_ssl.experiment.settings import check, typed
+from vilmedic_ssl.experiment.texts import settle_flips, texts_for
 from vilmedic_ssl.schema import plain
 
 if TYPE_CHECKING:
@@ -43,7 +44,10 @@ def preview(config: Mapping[str, Any], *, images: int = 6, out: str | Path = "pr
 
     node = check(plain(config))
     experiment = typed(node)
-    dataset = dataset_of(experiment, node, "train", augment=True)
+    texts = texts_for(node)
+    if texts is not None:
+        settle_flips(node)
+    dataset = dataset_of(experiment, node, "train", augment=True, texts=texts)
     if getattr(dataset, "files", None) is None:
         raise UserError(f"dataset.proto: {node['dataset']['proto']} holds no images to preview")
     for sentence in advise_on(dataset):

@@ -173,6 +173,11 @@ def features_of(
     from vilmedic_ssl.executors import checkpoint
 
     texts = texts_for(node, contents[0])
+    if any(content.get("tokenizer") != contents[0].get("tokenizer") for content in contents):
+        raise UserError(
+            "these checkpoints read reports with different tokenizers, so one cannot stand for the "
+            "others; write ensemblor.mode=best-1"
+        )
     take_text(node, contents[0], texts)
     models = []
     for content, path in zip(contents, files, strict=True):

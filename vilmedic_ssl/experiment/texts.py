@@ -13,7 +13,7 @@ from vilmedic_ssl.registry import find
 
 if TYPE_CHECKING:
     from vilmedic_ssl.data.datasets.base import MedicalDataset
-    from vilmedic_ssl.data.texts import Texts
+    from vilmedic_ssl.data.texts import Texts, TextSettings
 
 FLIP = "HorizontalFlip"
 MIRROR = {"seq": "dataset.seq.mirror", "text": "dataset.text.mirror"}
@@ -37,8 +37,27 @@ def texts_for(node: Mapping[str, Any], content: Mapping[str, Any] | None = None)
         return None
     texts = Texts(settings_of(node["dataset"]))
     if content is not None:
+        if not content.get("tokenizer"):
+            raise UserError(
+                f"this checkpoint is of {content['config']['model']['proto']}, which reads no "
+                f"reports, and the config says {node['model']['proto']}; give the config that lies "
+                "beside the checkpoint"
+            )
         texts.tokenizer = restore(content["tokenizer"])
+        _warn_of_another_reading(texts.settings, settings_of(content["config"]["dataset"]))
     return texts
+
+
+def _warn_of_another_reading(now: TextSettings, then: TextSettings) -> None:
+    """Say so when a model is to read reports in another way than it was trained to."""
+    names = ("processing", "language", "sections", "drop_priors", "tokenizer_max_len")
+    for name in names:
+        asked, known = getattr(now, name), getattr(then, name)
+        if asked != known and (name != "sections" or list(asked) != list(known)):
+            _tell(
+                f"reports are read with {name} {asked} here and were with {known} in training; the "
+                "config beside the checkpoint has what it was trained with"
+            )
 
 
 def take_text(node: dict[str, Any], content: Mapping[str, Any], texts: Texts | None) -> None:
@@ -67,6 +86,7 @@ def pin_text(node: dict[str, Any], texts: Texts, said: Sequence[str]) -> None:
     kept = tokenizer_in(node["init_from"], node["seed"]) if node["init_from"] else None
     told = source or "trained on the training reports"
     if source is not None:
+        architecture(encoder)  # refuses a folder that is not there by its own key
         texts.tokenizer = load_tokenizer(source)
     elif kept is not None:
         texts.tokenizer, told = restore(kept), f"that of {node['init_from']}"
@@ -107,8 +127,9 @@ def _limit(texts: Texts, config: Mapping[str, Any]) -> None:
     texts.limit = asked or positions
 
 
-def spoken(dataset: MedicalDataset, model: str) -> MedicalDataset:
-    """The samples of a split whose report says something.
+def spoken(dataset: MedicalDataset, model: str, *, train: bool) -> MedicalDataset:
+    """The samples of a split whose report says something; all of them where none does and the
+    split is only scored.
 
     Raises:
         UserError: none does, or the data has no reports.
@@ -122,6 +143,12 @@ def spoken(dataset: MedicalDataset, model: str) -> MedicalDataset:
         )
     rows = [i for i, text in enumerate(dataset.said) if text]
     if len(rows) == len(dataset):
+        return dataset
+    if not rows and not train:
+        _tell(
+            f"{dataset.split}: no image has a report; only what images and labels score says "
+            "anything"
+        )
         return dataset
     if not rows:
         raise UserError(
@@ -182,14 +209,17 @@ def tell_floor(train: MedicalDataset, batch_size: int, loss: Any, draws: int = 2
     import numpy as np
     import torch
 
+    from vilmedic_ssl.data.texts import group_names
+
     said = train.said or []
-    _, text_N, count_U = np.unique(said, return_inverse=True, return_counts=True)
-    groups = [text_N]
-    for names in (train.studies, train.patients):
-        own = [str(i) for i in range(len(said))]
-        named = own if names is None else [n or o for n, o in zip(names, own, strict=True)]
-        groups.append(np.unique(named, return_inverse=True)[1])
+    if train.texts is not None:
+        said = [train.texts.draw(text, i)[0] for i, text in enumerate(said)]
+    unknown = [None] * len(said)
+    columns = zip(said, train.studies or unknown, train.patients or unknown, train.ids, strict=True)
+    named_3N = zip(*(group_names(*row) for row in columns), strict=True)
+    groups = [np.unique(names, return_inverse=True)[1] for names in named_3N]
     groups_N3 = torch.from_numpy(np.stack(groups, axis=1))
+    count_U = np.bincount(groups[0])
     mixed, size = np.random.default_rng(0), min(batch_size, len(said))
     found: dict[str, list[float]] = {"chance": [], "floor": []}
     for _ in range(draws):

@@ -47,6 +47,7 @@ class GLoRIALoss(PairLoss):
     chunk: int | None = None
 
     def __post_init__(self) -> None:
+        PairLoss.__post_init__(self)
         for name in ("temp1", "temp2", "temp3", "chunk"):
             value = getattr(self, name)
             if value is not None and not value > 0:

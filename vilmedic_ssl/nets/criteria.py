@@ -33,6 +33,13 @@ class PairLoss:
     duplicates: Literal["ignore", "mask", "positives"] = "ignore"
     alike: list[Literal["text", "study", "patient"]] = ("text", "study")  # type: ignore[assignment]
 
+    def __post_init__(self) -> None:
+        if not self.alike:
+            raise ConfigError(
+                "model.loss.alike: []; name text, study or patient, or write "
+                "model.loss.duplicates=ignore"
+            )
+
     def parameters(self) -> dict[str, float]:
         """Starting values of what is learned."""
         return {}
@@ -117,6 +124,7 @@ class ConVIRTLoss(PairLoss):
     lambda_: float = 0.75
 
     def __post_init__(self) -> None:
+        PairLoss.__post_init__(self)
         _above_zero(self.tau)
         if not 0 <= self.lambda_ <= 1:
             raise ConfigError(f"model.loss.lambda_: {self.lambda_}; write a share from 0 to 1")
@@ -145,6 +153,7 @@ class InfoNCELoss(PairLoss):
     learnable: bool = True
 
     def __post_init__(self) -> None:
+        PairLoss.__post_init__(self)
         _above_zero(self.tau)
 
     def parameters(self) -> dict[str, float]:
@@ -177,6 +186,7 @@ class SigmoidLoss(PairLoss):
     learnable: bool = True
 
     def __post_init__(self) -> None:
+        PairLoss.__post_init__(self)
         _above_zero(self.tau)
 
     def parameters(self) -> dict[str, float]:

@@ -145,12 +145,12 @@ class Manifest(ImageRecords):
         self.augment, self.texts = context.augment, context.texts
         self.reports = [row["report"] for row in rows] if "report" in columns else None
         if self.texts is not None:
-            if self.reports is None:
+            if self.reports is None and context.augment:
                 raise UserError(
                     f"{manifest} has no column 'report', which this model reads; "
                     f"{closest('report', columns)}"
                 )
-            self.said = self.texts.prepare_all(self.reports, self.split)
+            self.said = self.texts.prepare_all(self.reports or [""] * len(rows), self.split)
         if labels:
             self.label_names = list(labels)
             cells = [[self._cell(row, c, uncertain, blank) for c in labels] for row in rows]

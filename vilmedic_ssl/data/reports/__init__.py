@@ -11,13 +11,14 @@ from vilmedic_ssl.data.reports.clean import clean
 from vilmedic_ssl.data.reports.language import LANGUAGES
 from vilmedic_ssl.data.reports.laterality import has_side, mirror
 from vilmedic_ssl.data.reports.negation import negated
-from vilmedic_ssl.data.reports.sections import sections, select
+from vilmedic_ssl.data.reports.sections import HEADINGS, sections, select
 from vilmedic_ssl.data.reports.sentences import sentences
 
 __all__ = [
     "DESTROYS",
     "LANGUAGES",
     "PROCESSING",
+    "SECTIONS",
     "clean",
     "has_side",
     "mirror",
@@ -27,6 +28,7 @@ __all__ = [
     "sentences",
 ]
 
+SECTIONS = tuple(HEADINGS)  # names that `sections` gives
 # The value of a dataset's `processing`; the long names are ViLMedic's.
 PROCESSING: dict[str, Callable[[str], str]] = {
     "clean": clean,
