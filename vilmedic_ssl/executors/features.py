@@ -18,11 +18,10 @@ from vilmedic_ssl.data.images import ImageFiles, Images
 from vilmedic_ssl.data.loader import EpochBatches, Loader
 from vilmedic_ssl.errors import MissingSplit, UserError
 from vilmedic_ssl.executors.validator import to_device
-from vilmedic_ssl.models.base import PretrainingModel
+from vilmedic_ssl.models.base import READ, PretrainingModel
 
 Source = Literal["model", "random_init", "pixels"]
 PIXELS = 32  # side of the raw-pixel reference
-READ = ("input_ids", "attention_mask", "words")  # what a paired model reads of a report
 
 
 @dataclass

@@ -106,6 +106,7 @@ class Reader:
     @torch.no_grad()
     def word_heat(self, split: str, index: int, text: str) -> tuple[list[str], np.ndarray]:
         """The words of a text and where each is seen in an image, (W, h, w) float32."""
+        text = self.texts.prepare(text) or text  # the words are those that `_tokens` counts
         images = self.features.inputs(split, [index])
         found = _array(self.model.word_heat(images, **self._tokens([text])))[0]
         words = self.words(text)

@@ -13,7 +13,7 @@ from vilmedic_ssl.data.loader import Loader
 from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.executors.monitors import METRICS, Seen
 from vilmedic_ssl.executors.online_probe import OnlineProbe
-from vilmedic_ssl.models.base import PretrainingModel, as_views
+from vilmedic_ssl.models.base import READ, PretrainingModel, as_views
 
 
 class Validator:
@@ -103,9 +103,8 @@ class Validator:
         with cast():
             outs = [model.encode(view) for view in views[:, : 1 + self.pairs].unbind(1)]
             second = outs[-1]["visual"]
-            if "input_ids" in model.takes:  # the report is what an image is to be found by
-                names = ("input_ids", "attention_mask", "words")
-                second = model.encode_text(*(batch[name] for name in names))["linguistic"]
+            if READ[0] in model.takes:  # the report is what an image is to be found by
+                second = model.encode_text(*(batch[name] for name in READ))["linguistic"]
         found = {
             "encoder": outs[0]["encoder"].float(),
             "first": outs[0]["visual"].float(),

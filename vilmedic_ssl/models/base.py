@@ -12,6 +12,8 @@ from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.nets.freezing import Part, parts_of
 from vilmedic_ssl.nets.vision import VisualEncoder
 
+READ = ("input_ids", "attention_mask", "words")  # what `encode_text` reads of a report
+
 
 class PretrainingModel(nn.Module):
     """A model maps a batch to a dict with `loss` and named tensors, and knows nothing of devices

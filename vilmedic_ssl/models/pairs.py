@@ -6,7 +6,7 @@ B, K = pairs, N = images, M = texts, L = tokens, W = words, P = width of the sha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -49,8 +49,7 @@ class PairProjection(Projection):
                 f"{self.KEY}.textual_embedding_dim: {self.textual_embedding_dim}, but the encoder "
                 f"gives {width}; write {width} or leave the key out"
             )
-        keys = {k: getattr(self, k) for k in ("projection_dim", "layers", "hidden_dim")}
-        return Projection(**keys, batch_norm=self.batch_norm).head(width)
+        return replace(self, visual_embedding_dim=None).head(width)
 
 
 class PairedModel(PretrainingModel):
