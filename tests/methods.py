@@ -15,7 +15,19 @@ ENCODERS = {
     },
 }
 TRANSFORMERS_ONLY = {"MAE"}
+VAE = {
+    **{"image_size": 32, "num_layers": 2, "num_tokens": 12, "codebook_dim": 8},
+    **{"hidden_dim": 8, "num_resnet_blocks": 1, "channels": 1},
+}
 SMALL = {
+    "VAE": {**VAE, "kl_div_loss_weight": 1e-3},
+    "DALLE": {
+        "vae": VAE,
+        "dalle": {
+            **{"dim": 16, "depth": 2, "heads": 2, "dim_head": 6, "text_dropout": 0.3},
+            **{"num_text_tokens": 500, "text_seq_len": 9, "attn_types": ["full", "axial_row"]},
+        },
+    },
     "SimCLR": {"projection": {"projection_dim": 8}, "loss": {"tau": 0.2}},
     "DINO": {"head": {"hidden_dim": 16, "bottleneck_dim": 8, "prototypes": 24}},
     "MAE": {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2},
@@ -56,19 +68,26 @@ def reports(n):
 
 def node_of(name, encoder, **more):
     """The model section of a config; with the encoder "no norm" no part of it has batch norm."""
-    node = {"proto": name, "cnn": {"proto": "CNN", **ENCODERS[encoder]}}
-    heads = {"projector", "predictor"} & set(schema(find(name, folder="models")))
+    keys = schema(find(name, folder="models"))
+    cnn = {"cnn": {"proto": "CNN", **ENCODERS[encoder]}} if "cnn" in keys else {}
+    node = {"proto": name, **cnn}
+    heads = {"projector", "predictor"} & set(keys)
     plain = {"widths": [8], "last_norm": "none"}
     for head in heads:
         node[head] = plain if encoder == "no norm" else {"widths": [16, 8]}
-    if reads_reports(name):
+    if "encoder" in keys:
         node["encoder"] = TEXT
-        if "projection" in schema(find(name, folder="models")):
+        if "projection" in keys:
             node["projection"] = {"projection_dim": 8}
             node["loss"] = {"duplicates": "positives"}
     if name == "Distillation":
         node["teacher"] = {**node_of("Classifier", encoder), "task": "classes"}
     return {**node, **SMALL.get(name, {}), **more}
+
+
+def of_one_encoder(name):
+    """True for models that take no convolutional network from outside."""
+    return name in TRANSFORMERS_ONLY or "cnn" not in schema(find(name, folder="models"))
 
 
 def cases(names=None):
@@ -77,5 +96,5 @@ def cases(names=None):
         (name, encoder)
         for name in names or protos("models")
         for encoder in ENCODERS
-        if encoder == "no norm" or name not in TRANSFORMERS_ONLY
+        if encoder == "no norm" or not of_one_encoder(name)
     ]

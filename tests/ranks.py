@@ -9,7 +9,7 @@ import contextlib
 import sys
 
 import torch
-from methods import cases, node_of, reports
+from methods import SMALL, cases, node_of, reports
 from torch import nn
 
 from vilmedic_ssl import build, dist, losses
@@ -62,6 +62,8 @@ def batch_for(model, dtype):
         "seeds": torch.arange(N) * 10**12,
         **reports(N),
     }
+    if model.pixels:
+        whole["images"] = whole["images"].sigmoid()
     return {k: mine(v.to(dtype) if v.is_floating_point() else v) for k, v in whole.items()}
 
 
@@ -159,6 +161,10 @@ def everything(names=None):
         found |= {f"{name}, in blocks": in_blocks(name) for name in blocked}
         frozen = {"freeze": {"last_n_layers": 1}}
         found["Classifier, frozen"] = model_gradient("Classifier", "batch norm", **frozen)
+        deep = {**SMALL["DALLE"]["dalle"], "reversible": True}
+        found["DALLE, reversible"] = model_gradient("DALLE", "no norm", dalle=deep)
+        summed = {"kl_reduction": "batch", "straight_through": True}
+        found["VAE, summed"] = model_gradient("VAE", "no norm", chunk=2, **summed)
         found["SimCLRv2"] = model_gradient("SimCLR", "batch norm", projection=VERSION_2)
     for name, encoder in cases(names):
         found[f"{name}, {encoder}"] = model_gradient(name, encoder)

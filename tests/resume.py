@@ -5,7 +5,7 @@ import shutil
 import signal
 
 import torch
-from methods import TRANSFORMERS_ONLY, node_of
+from methods import TRANSFORMERS_ONLY, node_of, of_one_encoder
 
 from vilmedic_ssl.config import load
 from vilmedic_ssl.executors import checkpoint
@@ -14,11 +14,12 @@ from vilmedic_ssl.experiment import ensemble, train
 from vilmedic_ssl.registry import find
 
 CONFIG = "config/SELFSUP/simclr-phantom.yml"
+NEEDS = {"Distillation": "Classifier", "DALLE": "VAE"}  # a model that is trained first
 
 
 def config_of(name, overrides):
     """simclr-phantom.yml with another model, five steps of it, a checkpoint after each."""
-    encoder = "no norm" if name in TRANSFORMERS_ONLY else "batch norm"
+    encoder = "no norm" if of_one_encoder(name) else "batch norm"
     model = find(name, folder="models")
     crops = {"local_views": 2, "local_crop": 16} if "local" in model.may_take else {}
     node = load(CONFIG, overrides)
@@ -26,11 +27,18 @@ def config_of(name, overrides):
     if "classes" in node["model"]:
         node["model"]["classes"] = None  # as many as the data has
     if "teacher" in node["model"]:
-        node["model"]["teacher"] = f"{node['ckpt_dir']}/teacher"
-    cnn = node["model"]["cnn"]  # with dropout, which draws from the global generator
+        node["model"]["teacher"] = f"{node['ckpt_dir']}/Classifier"
+    if "vae" in node["model"]:
+        node["model"]["vae"] = {"ckpt": f"{node['ckpt_dir']}/VAE"}
+        given = {"num_text_tokens": None, "text_seq_len": None, "ff_dropout": 0.1}
+        node["model"]["dalle"] = {**node["model"]["dalle"], **given}
+        node["dataset"]["text"] = {"sections": ["impression"], "tokenizer_max_len": 12}
+    if model.pixels:
+        node["dataset"]["transform"] |= {"mean": None, "std": None}
+    cnn = node["model"].get("cnn", {})  # with dropout, which draws from the global generator
     if name in TRANSFORMERS_ONLY:
         cnn["options"] = {**cnn["options"], "proj_drop_rate": 0.1}
-    else:
+    elif cnn:
         cnn["dropout_out"] = 0.1
     node["dataset"]["transform"] |= {"views": model.views, **crops}
     node["validator"]["metrics"] = ["effective_rank", "probe"]
@@ -64,8 +72,8 @@ def assert_resumes(name, tiny, *more):
     """A run that was stopped after step 3 and continued equals one that was not, bit for bit."""
     from vilmedic_ssl.errors import Interrupted
 
-    taught = "teacher" in node_of(name, "no norm")
-    teacher = train(config_of("Classifier", tiny("teacher"))) if taught else None
+    before = NEEDS.get(name)
+    first = train(config_of(before, tiny(before))) if before else None
     whole = train(config_of(name, [*tiny("whole"), *more]))
     original, Trainor._step = stopping_after(3)
     try:
@@ -75,8 +83,8 @@ def assert_resumes(name, tiny, *more):
         pass
     finally:
         Trainor._step = original
-    if teacher is not None:
-        shutil.rmtree(teacher)  # from here on it is in the student's checkpoints
+    if first is not None:
+        shutil.rmtree(first)  # from here on it is in the second one's checkpoints
     stopped = train(config_of(name, [*tiny("stopped"), *more, "ckpt=last"]))
     expected, found = state(whole), state(stopped)
     assert set(found) == set(expected)

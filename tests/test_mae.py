@@ -158,13 +158,15 @@ def test_chunks_equal_the_whole():
 def test_grey_images_and_other_shapes():
     model, data = mae(channels=3, options={"dynamic_img_size": True}), batch(2, (24, 40))
     assert model(**data)["visual"].shape == (2, 64)
-    image, masked, drawn = model.eval().reconstruct(data["images"][:, 0], data["seeds"])
+    shown = model.eval().reconstruct(data["images"][:, 0], data["seeds"])
+    image, masked, drawn = shown.values()
     assert image.shape == masked.shape == drawn.shape == (2, 1, 24, 40)
 
 
 def test_reconstruct():
     model, data = mae(), batch()
-    image, masked, drawn = model.eval().reconstruct(data["images"][:, 0], data["seeds"])
+    shown = model.eval().reconstruct(data["images"][:, 0], data["seeds"])
+    image, masked, drawn = shown.values()
     hidden = model._split(image, data["seeds"])[1]
     parts = [to_patches(x, (8, 8)) for x in (image, masked, drawn)]
     is_hidden = torch.zeros(6, 16, dtype=torch.bool).scatter(1, hidden, True)

@@ -18,11 +18,14 @@ from vilmedic_ssl.data.datasets.tok import ImageDataset
 from vilmedic_ssl.data.images import ImageFiles
 from vilmedic_ssl.data.legacy_keys import modern
 from vilmedic_ssl.data.texts import Texts
-from vilmedic_ssl.data.transforms import Transform
+from vilmedic_ssl.data.transforms import Pipeline, Transform
 from vilmedic_ssl.errors import Unobtainable, UserError
 from vilmedic_ssl.executors import checkpoint
+from vilmedic_ssl.executors.dalle_files import read_dalle_pytorch
 from vilmedic_ssl.experiment.texts import take_text, texts_for
 from vilmedic_ssl.models.base import PretrainingModel
+from vilmedic_ssl.models.dalle import DALLE
+from vilmedic_ssl.models.vae import VAE
 from vilmedic_ssl.registry import load_plugins
 from vilmedic_ssl.schema import build, schema, without_weights
 
@@ -50,6 +53,17 @@ class Processor:
             )
         files = ImageFiles(paths, self.transform, augment=False)
         return {"images": torch.stack([files.view(i, 0) for i in range(len(paths))])}
+
+    def view_of(self, image: Tensor) -> Tensor:
+        """A picture (C, H, W) float32 in [0, 1] as the model sees it in evaluation; grey ones are
+        repeated for a model of colour, colours averaged for one of grey.
+        """
+        mode = "rgb" if self.transform.channels == "rgb" else "gray"
+        if mode == "gray":
+            image = image.mean(0, keepdim=True)
+        pipeline = Pipeline(self.transform, channels=mode, random=False)
+        whole = image if mode == "gray" else image.expand(3, -1, -1)
+        return pipeline(pipeline.prepare(whole), 0)
 
     def __call__(self, *given: Any, **named: Any) -> dict[str, Tensor]:
         """The same as `inference`."""
@@ -112,11 +126,12 @@ class AutoModel:
 
         Args:
             path: a run folder (its best checkpoint), a checkpoint, a folder of ViLMedic's zoo (one
-                .pth, config.yml), or the name of one of these on the hub, owner/name. What exists
-                here is not looked for there.
+                .pth, config.yml), or the name of one of these on the hub, owner/name; a vae.pt or
+                dalle.pt of dalle-pytorch, whose tokenizer is not in the file. What exists here is
+                not looked for there.
 
         Raises:
-            UserError: nothing there, or not a checkpoint of ours or ViLMedic's.
+            UserError: nothing there, or not a checkpoint of ours, ViLMedic's or dalle-pytorch's.
         """
         load_plugins(plugins)
         place = Path(path).expanduser()
@@ -131,14 +146,27 @@ class AutoModel:
 
 
 def _load(file: Path) -> tuple[PretrainingModel, Transform, Texts | None]:
-    """What a checkpoint of ours holds."""
-    content = checkpoint.read_run(file)
+    """What a checkpoint of ours holds, or a file of dalle-pytorch."""
+    try:
+        content = checkpoint.read_run(file)
+    except UserError:
+        theirs = read_dalle_pytorch(file) if file.is_file() else None
+        if theirs is None:
+            raise
+        return theirs, _for_vae(theirs), None
     config = content["config"]
     texts = texts_for(config, content)
     take_text(config, content, texts)
     model: PretrainingModel = build(without_weights(config["model"]), where="model")
     checkpoint.load_weights(model, content["ema"] or content["model"], file)
     return model, transform_of(config["dataset"]), texts
+
+
+def _for_vae(model: VAE | DALLE) -> Transform:
+    """Images as a VAE takes them."""
+    vae: Any = model.vae if isinstance(model, VAE) else model.dalle.vae
+    size, channels = vae.shape.image_size, "gray" if vae.shape.channels == 1 else "rgb"
+    return Transform(resize=size, crop=size, channels=channels, mean=[0.0], std=[1.0])  # type: ignore[arg-type]
 
 
 def _file_in(folder: Path) -> Path:

@@ -41,7 +41,8 @@ class Key:
 @cache
 def schema(obj: Callable[..., Any]) -> dict[str, Key]:
     """The YAML keys of a class or function: its keyword-only parameters."""
-    target = obj.__init__ if inspect.isclass(obj) else obj
+    made = inspect.isclass(obj) and not dataclasses.is_dataclass(obj)  # those know their bases'
+    target = obj.__init__ if made else obj
     hints = typing.get_type_hints(target, include_extras=True)
     return {
         name: Key(hints.get(name, Any), parameter.default)

@@ -58,6 +58,7 @@ class Features:
         untrained: makes the same network with fresh weights.
         splits: the splits asked for in `ensemblor.splits`.
         tag: names the checkpoints in file names, for example best-1_0.
+        load: the model of another run, and what it takes to feed it, by the path of its folder.
 
     Attributes:
         memory: what a plug-in computed from the features and another may ask for again, by name.
@@ -75,13 +76,25 @@ class Features:
         batch_size: int,
         workers: int,
         device: torch.device,
+        load: Callable[[str], tuple[PretrainingModel, Any]] | None = None,
     ):
         self.splits, self.tag, self.seed = splits, tag, seed
         self._make_dataset, self._models, self._untrained = make_dataset, models, untrained
         self._batch_size, self._workers, self._device = batch_size, workers, device
+        self._load = load
         self._datasets: dict[str, MedicalDataset] = {}
         self._kept: dict[tuple[str, Source], SplitFeatures] = {}
         self.memory: dict[str, Any] = {}
+
+    def load(self, path: str) -> tuple[PretrainingModel, Any]:
+        """The model of another run in eval mode, on the CPU, and its processor.
+
+        Raises:
+            UserError: nothing there.
+        """
+        if self._load is None:
+            raise UserError(f"{path}: no other run can be looked at from here")
+        return self._load(path)
 
     def has(self, split: str) -> bool:
         """True when the data has such a split."""
@@ -116,7 +129,9 @@ class Features:
         for batch in self.batches(split, source):
             images = batch["images"]
             with torch.no_grad():
-                parts.append(_pixels(images) if source == "pixels" else self._embed(models, batch))
+                pixels = source == "pixels"
+                found = {"encoder": small_pixels(images)} if pixels else self._embed(models, batch)
+                parts.append(found)
         rows = {key: torch.cat([part[key] for part in parts]).numpy() for key in parts[0]}
         self._kept[split, source] = SplitFeatures(
             split,
@@ -225,10 +240,10 @@ class Features:
         return pictures
 
 
-def _pixels(images: torch.Tensor) -> dict[str, torch.Tensor]:
-    """(B, C, H, W) -> mean over channels at 32 x 32, flattened."""
+def small_pixels(images: torch.Tensor) -> torch.Tensor:
+    """(B, C, H, W) -> mean over channels at 32 x 32, flattened, on the CPU."""
     grey = images.float().cpu().mean(1, keepdim=True)
     small = F.interpolate(
         grey, size=(PIXELS, PIXELS), mode="bilinear", antialias=True, align_corners=False
     )
-    return {"encoder": small.flatten(1)}
+    return small.flatten(1)

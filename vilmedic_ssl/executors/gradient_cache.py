@@ -92,7 +92,8 @@ def _added(
     wrapped: nn.Module, model: PretrainingModel, parts: list[Part], cast: Cast, scale: Scale
 ) -> dict[str, Any]:
     sizes = [sum(dist.counts_of(len(p["images"]), p["images"].device)) for p in parts]
-    loss, chance, out = 0.0, 0.0, {}
+    loss, out = 0.0, {}
+    told: dict[str, float] = {}
     for i, part in enumerate(parts):
         with _synchronised(wrapped, i == len(parts) - 1):
             with cast():
@@ -100,8 +101,8 @@ def _added(
             share = out["loss"] * (sizes[i] / sum(sizes))
             scale(share).backward()
         loss = loss + share.detach()
-        chance += out.get("chance", math.nan) * (sizes[i] / sum(sizes))
-    told = {"chance": chance} if "chance" in out else {}
+        for name, value in parts_of(out).items():
+            told[name] = told.get(name, 0.0) + value * (sizes[i] / sum(sizes))
     return {**_detached(out), "loss": loss, **told}
 
 
@@ -151,6 +152,11 @@ def norm_gap(model: PretrainingModel, batch: dict[str, Any], chunk: int) -> floa
         parts = [model(**part, rows_only=True)[0] for part in _parts(some, model, pieces)]
     _set_random_state(before)
     return float(1 - F.cosine_similarity(whole, torch.cat(parts)).mean())
+
+
+def parts_of(out: dict[str, Any]) -> dict[str, float]:
+    """The numbers that `score` gives beside the loss: its chance level, its parts."""
+    return {name: value for name, value in out.items() if isinstance(value, float)}
 
 
 def _detached(out: dict[str, Any]) -> dict[str, Any]:

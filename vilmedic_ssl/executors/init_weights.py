@@ -92,7 +92,7 @@ def start_from(model: PretrainingModel, source: str | Path, *, seed: int | None 
     """
     weights, state = read_weights(source, seed), model.state_dict()
     own = {name: t for name, t in state.items() if not name.startswith(model.fresh)}
-    taken, parts = key_map(own, weights)
+    taken, parts = key_map(own, weights, model.core)
     _look_at_the_rest(model, weights, [n for n in own if n.startswith(ENCODER)], taken)
     used = set(taken.values())
     changed: dict[str, str] = {}

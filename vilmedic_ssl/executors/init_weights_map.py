@@ -47,15 +47,21 @@ SHAPE = ("backbone", "output_layer", "stem", "width", "selective_kernels", "opti
 Names = dict[str, str]
 
 
-def key_map(own: Mapping[str, Tensor], weights: Weights) -> tuple[Names, Names]:
+def key_map(own: Mapping[str, Tensor], weights: Weights, core: str = "") -> tuple[Names, Names]:
     """(own name -> theirs, beginning of own names -> beginning of theirs); the second is empty
     where all names are the same.
+
+    Args:
+        core: beginning of all own names that files of another program leave out.
 
     Raises:
         UserError: fewer than half of the encoder's tensors are found.
     """
     if all(_same(tensor, weights.tensors.get(name)) for name, tensor in own.items()):
         return {name: name for name in own}, {}
+    inner = {name: name.removeprefix(core) for name in own}
+    if core and all(_same(own[name], weights.tensors.get(n)) for name, n in inner.items()):
+        return inner, {core: ""}
     taken, place = _encoder(own, weights)
     parts = {"cnn.": place}
     text, home = _text_encoder(own, weights)

@@ -29,6 +29,8 @@ class Seen:
         labels: (N,) int64 or (N, C) float32 in {0, 1, nan}; None without labels.
         probe: (N, C) scores of the online probe on `encoder`; None without one.
         scores: (N, C) class probabilities that the model gives; None where it gives none.
+        codes: (N, places) int64 of models that turn images into codes; codebook: how many there
+            are.
     """
 
     encoder: np.ndarray
@@ -37,6 +39,8 @@ class Seen:
     labels: np.ndarray | None = None
     probe: np.ndarray | None = None
     scores: np.ndarray | None = None
+    codes: np.ndarray | None = None
+    codebook: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Metric:
     pairs: bool = False
     labels: bool = False
     scores: bool = False
+    codes: bool = False
 
 
 def _knn(seen: Seen) -> float:
@@ -104,6 +109,17 @@ def _found(name: str) -> Callable[[Seen], float]:
     return lambda seen: metrics.contrastive_accuracy(seen.first, seen.second)[name]
 
 
+def _usage(seen: Seen) -> float:
+    """Share of the codebook that the split uses."""
+    assert seen.codes is not None
+    return metrics.codebook_usage(seen.codes, seen.codebook)
+
+
+def _perplexity(seen: Seen) -> float:
+    assert seen.codes is not None
+    return metrics.code_perplexity(seen.codes)
+
+
 METRICS = {
     "knn": Metric(_knn, labels=True),
     "probe": Metric(_probe, labels=True),
@@ -122,6 +138,8 @@ METRICS = {
         lambda seen: metrics.alignment(seen.first, seen.second), lower_is_better=True, pairs=True
     ),
     "uniformity": Metric(lambda seen: metrics.uniformity(seen.first), lower_is_better=True),
+    "codebook_usage": Metric(_usage, codes=True),
+    "code_perplexity": Metric(_perplexity, codes=True),
 }
 
 
@@ -157,11 +175,16 @@ def check_pairs(names: list[str], views: int) -> None:
             )
 
 
-def check_scores(names: list[str], *, classifies: bool) -> None:
+def check_scores(names: list[str], *, classifies: bool, encodes: bool) -> None:
     """Raises:
-    ConfigError: a metric reads class scores, and the model gives none.
+    ConfigError: a metric reads class scores, or codes, and the model gives none.
     """
     for name in names:
+        if METRICS[name].codes and not encodes:
+            raise ConfigError(
+                f"validator.metrics: {name} counts the codes of images, and this model makes none; "
+                "take it out, VAE and DALLE make them"
+            )
         if METRICS[name].scores and not classifies:
             raise ConfigError(
                 f"validator.metrics: {name} reads the model's own class scores, and this one gives "

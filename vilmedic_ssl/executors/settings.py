@@ -184,17 +184,23 @@ class ValidatorSettings:
             labels of train beside the encoder), accuracy, balanced_accuracy, auroc (of the model's
             own class scores), top1, top5, mean_rank (does a view find its partner
             among the second views), all_top1, all_top5, all_mean_rank (among all views),
-            effective_rank, feature_std, alignment, uniformity.
+            effective_rank, feature_std, alignment, uniformity; of VAE and DALLE codebook_usage (the
+            share of it that the split needs) and code_perplexity (as if so many were equally used).
+        reconstructions: images of the first split that the model draws again at every evaluation,
+            into the run folder; of methods that draw (VAE, MAE).
     """
 
     batch_size: int | None = None
     splits: list[str] = ("validate",)  # type: ignore[assignment]
     metrics: list[str] | None = None
+    reconstructions: int = 0
 
     REFUSED_KEYS: ClassVar = {"beam_width": TEXT_ONLY}
 
     def __post_init__(self) -> None:
         _positive("validator", batch_size=self.batch_size)
+        if self.reconstructions < 0:
+            raise ConfigError("validator.reconstructions: write a number of images, or 0")
         if not self.splits:
             raise ConfigError("validator.splits: name one split at least")
 
@@ -208,21 +214,29 @@ class EnsemblorSettings:
         splits: splits whose features and pictures are wanted.
         mode: best-N (or best = best-1), all, last, or the path of a checkpoint.
         post_processing: plug-ins, in order.
+        generate_images: draw images from reports with the plug-in of this name, where the list does
+            not have it already; of DALLE.
+        num_images: how many of each report.
     """
 
     batch_size: int = 64
     splits: list[str] = ("validate", "test")  # type: ignore[assignment]
     mode: str = "best-1"
     post_processing: list[PostProcessing] | None = ()  # type: ignore[assignment]
+    generate_images: bool = False
+    num_images: int = 5
 
     REFUSED_KEYS: ClassVar = {
         "beam_width": TEXT_ONLY,
         "metrics": "scores after training are plug-ins; list them under post_processing",
-        "generate_images": "there is no generating model here; leave it out",
     }
 
     def __post_init__(self) -> None:
-        _positive("ensemblor", batch_size=self.batch_size)
+        _positive("ensemblor", batch_size=self.batch_size, num_images=self.num_images)
+        listed = list(self.post_processing or ())
+        if self.generate_images and not any("generate_images" in item for item in listed):
+            listed.append({"generate_images": {"num_images": self.num_images}})
+            object.__setattr__(self, "post_processing", listed)
         if self.mode.startswith("best-") and not self.mode.removeprefix("best-").strip("0"):
             raise ConfigError(f"ensemblor.mode: {self.mode!r}; write best-N with N from 1")
 

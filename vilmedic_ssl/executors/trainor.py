@@ -19,6 +19,7 @@ from vilmedic_ssl.executors.monitors import LOSSES
 from vilmedic_ssl.executors.online_probe import OnlineProbe
 from vilmedic_ssl.executors.optim import Pace, optimizer_of
 from vilmedic_ssl.executors.progress import Progress
+from vilmedic_ssl.executors.reconstructions import Gallery
 from vilmedic_ssl.executors.run import Log, Run
 from vilmedic_ssl.executors.schedules import Clock, best_of, find_schedule, improves, stale
 from vilmedic_ssl.executors.settings import TrainorSettings
@@ -44,6 +45,7 @@ class Trainor:
         config: the resolved config; data: hash per split; kept: trained_on, the training samples
             as `MedicalDataset.members`; labels_of, those whose labels the weights learn from;
             label_names, of the classes; tokenizer. All of them go into every checkpoint.
+        gallery: draws what the model makes of some images, at every evaluation.
     """
 
     def __init__(
@@ -58,9 +60,10 @@ class Trainor:
         config: dict[str, Any],
         data: dict[str, str],
         kept: Mapping[str, Any],
+        gallery: Gallery | None = None,
     ):
         self.run, self.settings, self.loader, self.validator = run, settings, loader, validator
-        self.config, self.data, self.kept = config, data, kept
+        self.config, self.data, self.kept, self.gallery = config, data, kept, gallery
         self.device = next(model.parameters()).device
         if settings.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -276,13 +279,14 @@ class Trainor:
         at, reading = self.progress, self.meter.read()
         reading["loss"] = loss
         lr = self._groups[0]["lr"]
-        known = {name: out.get(name) for name in ("chance", "floor")}
+        known = {"chance": None, "floor": None, **gradient_cache.parts_of(out)}
         log.write("step", at.step, epoch=at.epoch, lr=lr, **known, **reading)
         regular = at.step == 1 or at.step % self.settings.log_every == 0  # not a short last batch
         if regular and len(out["visual"]) > 1:
             found = health.embedding_health(out["visual"])
             log.write("health", at.step, **found)
-            self.monitor.look(found)
+            if self.model.spreads:
+                self.monitor.look(found)
 
     def _evaluate(self, log: Log) -> str | None:
         """Score, remember, and name the checkpoint if it is a new best."""
@@ -296,6 +300,8 @@ class Trainor:
         score = scores[LOSSES.get(settings.early_stop_metric, settings.early_stop_metric)]
         best = best_of(at.scores, at.lower_is_better)
         at.remember(score, scores["training_loss"])
+        if self.gallery is not None and dist.rank() == 0:
+            self.gallery.draw(scored, epoch=at.epoch, step=at.step)  # type: ignore[arg-type]
         log.write("eval", at.step, epoch=at.epoch, chance=chance, scores=scores)
         told = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
         if math.isfinite(chance):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from vilmedic_ssl import dist
 from vilmedic_ssl.data.loader import Loader
 from vilmedic_ssl.errors import UserError
+from vilmedic_ssl.executors.gradient_cache import parts_of
 from vilmedic_ssl.executors.monitors import METRICS, Seen
 from vilmedic_ssl.executors.online_probe import OnlineProbe
 from vilmedic_ssl.models.base import READ, PretrainingModel, as_views
@@ -30,6 +32,7 @@ class Validator:
     def __init__(self, loaders: dict[str, Loader], names: list[str], device: torch.device):
         self.loaders, self.names, self.device = loaders, names, device
         self.pairs = any(METRICS[name].pairs for name in names)
+        self.codes = any(METRICS[name].codes for name in names)
         for split, loader in loaders.items():
             labels = loader.dataset.labels
             for name in names:
@@ -50,7 +53,7 @@ class Validator:
     def __call__(
         self, model: PretrainingModel, cast: Callable[[], Any], probe: OnlineProbe | None = None
     ) -> dict[str, float]:
-        """`validation_loss`, its `chance` and each metric, as the plain mean over splits.
+        """`validation_loss`, its `chance` and parts, and each metric, plain means over splits.
 
         The loss is the mean over images: a short last batch counts with its own size.
         """
@@ -71,7 +74,8 @@ class Validator:
         cast: Callable[[], Any],
         probe: OnlineProbe | None,
     ) -> dict[str, float]:
-        totals, images = {"validation_loss": 0.0, "chance": 0.0}, 0
+        totals: dict[str, float] = {"validation_loss": 0.0, "chance": 0.0}
+        images = 0
         kept: list[dict[str, Tensor]] = []
         for batch in loader.epoch(0):
             batch = to_device(batch, self.device)
@@ -79,14 +83,16 @@ class Validator:
                 rows = model(**batch, rows_only=True)
                 out = model.score(*rows)
             n = sum(dist.counts_of(len(rows[0]), self.device))
-            totals["validation_loss"] += float(out["loss"]) * n
-            totals["chance"] += out.get("chance", float("nan")) * n
+            told = {"chance": math.nan, **parts_of(out), "validation_loss": float(out["loss"])}
+            told.pop("floor", None)  # of equal reports, which are told before training
+            totals |= {name: totals.get(name, 0.0) + value * n for name, value in told.items()}
             images += n
             if self.names:
                 kept.append(self._seen(model, batch, cast, probe))
         scores = {name: value / images for name, value in totals.items()}
         if self.names:
-            seen = Seen(**{k: torch.cat([d[k] for d in kept]).cpu().numpy() for k in kept[0]})
+            rows = {k: torch.cat([d[k] for d in kept]).cpu().numpy() for k in kept[0]}
+            seen = Seen(**rows, codebook=getattr(model, "codebook", 0))
             scores |= {name: METRICS[name].score(seen) for name in self.names}
         return scores
 
@@ -102,6 +108,7 @@ class Validator:
         assert views is not None
         with cast():
             outs = [model.encode(view) for view in views[:, : 1 + self.pairs].unbind(1)]
+            codes = model.codes(views[:, 0]) if self.codes else None  # type: ignore[operator]
             second = outs[-1]["visual"]
             if READ[0] in model.takes:  # the report is what an image is to be found by
                 second = model.encode_text(*(batch[name] for name in READ))["linguistic"]
@@ -114,6 +121,8 @@ class Validator:
             found["labels"] = batch["labels"]
         if "scores" in outs[0]:
             found["scores"] = outs[0]["scores"].float()
+        if codes is not None:
+            found["codes"] = codes
         if probe is not None:
             found["probe"] = probe.scores(outs[0]["encoder"])
         return {name: dist.gather(rows) for name, rows in found.items()}

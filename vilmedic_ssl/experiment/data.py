@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from vilmedic_ssl import console
 from vilmedic_ssl.config import digest
-from vilmedic_ssl.errors import UserError
+from vilmedic_ssl.errors import ConfigError, UserError
 from vilmedic_ssl.experiment.texts import spoken
+from vilmedic_ssl.registry import find
 from vilmedic_ssl.schema import build
 
 if TYPE_CHECKING:
@@ -67,6 +68,25 @@ def _divided(experiment: Experiment, node: Mapping[str, Any], context: Context) 
 
     splits = read_splits(experiment.split_file)
     return resplit(node["dataset"], context, splits, fraction=experiment.train_fraction)
+
+
+def settle_pixels(node: dict[str, Any]) -> None:
+    """A model that draws images wants them as they are: no mean is taken off them.
+
+    Raises:
+        ConfigError: the config normalises them.
+    """
+    if not getattr(find(node["model"]["proto"], folder="models"), "pixels", False):
+        return
+    home = node["dataset"]
+    owner = next((home[k] for k in ("image", "transform") if isinstance(home.get(k), dict)), home)
+    for key, plain in (("mean", 0.0), ("std", 1.0)):
+        if key in owner and set(owner[key] or [plain]) != {plain}:
+            raise ConfigError(
+                f"dataset: {key} {owner[key]}, but {node['model']['proto']} takes images from 0 to "
+                f"1 as they are; leave {key} out"
+            )
+        owner[key] = [plain]
 
 
 def pin_classes(model: dict[str, Any], dataset: MedicalDataset) -> None:
@@ -130,8 +150,13 @@ def balanced_weights(labels: np.ndarray, classes: int) -> list[float]:
 
 def take_classes(model: dict[str, Any], trained: Mapping[str, Any]) -> None:
     """What a config leaves open, or names from outside, means what it meant in training: classes,
-    task, balanced class weights, the teacher.
+    task, balanced class weights, the teacher, the sizes of a VAE and of what reads its codes.
     """
+    for block in ("vae", "dalle"):
+        if isinstance(model.get(block), Mapping):
+            known = trained.get(block) or {}
+            given = model[block].items()
+            model[block] = {k: known.get(k) if v is None else v for k, v in given}
     for key in ("classes", "task"):
         if key in model and model[key] is None:
             model[key] = trained.get(key)

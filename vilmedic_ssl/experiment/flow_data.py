@@ -135,7 +135,7 @@ def _refuse_unfit(
     if stage.trains:
         metrics = (config.get("validator") or {}).get("metrics") or []
         check_metrics(metrics, config["trainor"].get("early_stop_metric", "validation_loss"))
-        check_scores(metrics, classifies=model.classifies)
+        check_scores(metrics, classifies=model.classifies, encodes=hasattr(model, "codes"))
 
 
 def _refuse_teacher(

@@ -17,6 +17,7 @@ from vilmedic_ssl.experiment.data import (
     dataset_of,
     division_of,
     refuse_another_division,
+    settle_pixels,
     take_classes,
     warn_if_few,
     warn_of_another_budget,
@@ -137,6 +138,7 @@ def open_run(
     console.say(f"ensembling {len(files)} checkpoint(s): {', '.join(path.name for path in files)}")
     take_channels(node["dataset"], contents[0]["config"]["dataset"])
     take_classes(node["model"], contents[0]["config"]["model"])
+    settle_pixels(node)
     return replace(experiment, seed=contents[0]["seed"]), node, files, contents
 
 
@@ -226,6 +228,7 @@ def _features(
     texts: Texts | None = None,
 ) -> Features:
     from vilmedic_ssl import dist
+    from vilmedic_ssl.auto import AutoModel
     from vilmedic_ssl.executors import checkpoint
     from vilmedic_ssl.executors.features import Features
 
@@ -248,4 +251,5 @@ def _features(
         batch_size=experiment.ensemblor.batch_size,
         workers=experiment.workers,
         device=device,
+        load=AutoModel.from_pretrained,
     )

@@ -62,9 +62,13 @@ def _warn_of_another_reading(now: TextSettings, then: TextSettings) -> None:
 
 def take_text(node: dict[str, Any], content: Mapping[str, Any], texts: Texts | None) -> None:
     """The text encoder is that of a checkpoint, wherever its weights once came from."""
-    if texts is not None:
-        node["model"]["encoder"]["config"] = content["config"]["model"]["encoder"]["config"]
-        _limit(texts, node["model"]["encoder"]["config"])
+    if texts is None:
+        return
+    if "encoder" not in node["model"]:
+        _settle(node["model"], texts, [])
+        return
+    node["model"]["encoder"]["config"] = content["config"]["model"]["encoder"]["config"]
+    _limit(texts, node["model"]["encoder"]["config"])
 
 
 def pin_text(node: dict[str, Any], texts: Texts, said: Sequence[str]) -> None:
@@ -81,12 +85,13 @@ def pin_text(node: dict[str, Any], texts: Texts, said: Sequence[str]) -> None:
     from vilmedic_ssl.executors.init_weights_read import tokenizer_in
     from vilmedic_ssl.nets.text import architecture
 
-    encoder, settings = node["model"]["encoder"], texts.settings
-    source = settings.tokenizer or encoder["proto"]
+    encoder, settings = node["model"].get("encoder"), texts.settings
+    source = settings.tokenizer or (encoder and encoder["proto"])
     kept = tokenizer_in(node["init_from"], node["seed"]) if node["init_from"] else None
     told = source or "trained on the training reports"
     if source is not None:
-        architecture(encoder)  # refuses a folder that is not there by its own key
+        if encoder is not None:
+            architecture(encoder)  # refuses a folder that is not there by its own key
         texts.tokenizer = load_tokenizer(source)
     elif kept is not None:
         texts.tokenizer, told = restore(kept), f"that of {node['init_from']}"
@@ -94,6 +99,9 @@ def pin_text(node: dict[str, Any], texts: Texts, said: Sequence[str]) -> None:
         texts.tokenizer = train_tokenizer(said, settings.vocab_size)
     found = len(texts.tokenizer)
     console.say(f"tokenizer: {told}, {found:,} entries")
+    if encoder is None:
+        _settle(node["model"], texts, said)
+        return
     encoder["config"] = architecture(encoder, vocab_size=found)
     known = encoder["config"].get("vocab_size")
     if known is not None and found > known:
@@ -105,6 +113,13 @@ def pin_text(node: dict[str, Any], texts: Texts, said: Sequence[str]) -> None:
             "the key out"
         )
     _limit(texts, encoder["config"])
+
+
+def _settle(model: dict[str, Any], texts: Texts, said: Sequence[str]) -> None:
+    """A model without a text encoder of its own is asked what it makes of the tokenizer."""
+    most = texts.settings.tokenizer_max_len
+    made: Any = find(model["proto"], folder="models")
+    texts.limit = made.settle_text(model, texts.tokenizer, said, most)
 
 
 def _limit(texts: Texts, config: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from vilmedic_ssl.experiment.data import (
     dataset_of,
     hashes_of,
     pin_classes,
+    settle_pixels,
     take_classes,
     warn_if_few,
 )
@@ -26,6 +27,7 @@ from vilmedic_ssl.experiment.texts import (
     tell_floor,
     texts_for,
 )
+from vilmedic_ssl.experiment.vae import pin_vae
 from vilmedic_ssl.schema import plain
 
 if TYPE_CHECKING:
@@ -35,8 +37,11 @@ if TYPE_CHECKING:
     from vilmedic_ssl.data.datasets.base import MedicalDataset
     from vilmedic_ssl.data.loader import Loader
     from vilmedic_ssl.data.texts import Texts
+    from vilmedic_ssl.executors.dalle_files import VAEFile
     from vilmedic_ssl.executors.init_weights import Start
     from vilmedic_ssl.models.base import PretrainingModel
+
+    Origin = Start | Teacher | VAEFile
 
 
 def train(config: Mapping[str, Any], *, audit: bool = True) -> Path:
@@ -57,6 +62,7 @@ def train(config: Mapping[str, Any], *, audit: bool = True) -> Path:
     from vilmedic_ssl.data.tokenizers import as_data
     from vilmedic_ssl.executors import checkpoint
     from vilmedic_ssl.executors.monitors import check_metrics, check_pairs, check_scores
+    from vilmedic_ssl.executors.reconstructions import Gallery
     from vilmedic_ssl.executors.run import Run
     from vilmedic_ssl.executors.trainor import Trainor
     from vilmedic_ssl.executors.validator import Validator
@@ -93,30 +99,36 @@ def train(config: Mapping[str, Any], *, audit: bool = True) -> Path:
     texts = texts_for(node, content)
     if texts is not None:
         settle_flips(node)
+    settle_pixels(node)
     train_set = dataset_of(experiment, node, "train", augment=True, texts=texts)
     if content is not None:
         take_classes(node["model"], content["config"]["model"])
         take_text(node, content, texts)
     elif texts is not None:
         pin_text(node, texts, train_set.said or [])
-    teacher = None
+    teacher = vae = None
     if content is None:
         teacher = pin_teacher(node["model"], train_set, seed=run.seed)
+        vae = pin_vae(node)
     pin_classes(node["model"], train_set)
     checkpoint.seed_everything(run.seed)
     model = model_of(node, pretrained=content is None).to(device)
     start = _start(model, node) if content is None else None
     if teacher is not None:
         teacher.load(model)
+    if vae is not None:
+        vae.load(model.get_submodule("dalle.vae"))
+    origins = [origin for origin in (start, teacher, vae) if origin is not None]
     if dist.rank():  # the processes share their weights, not the draws of dropout
         checkpoint.seed_everything(run.seed + dist.rank())
     check_pairs(metrics, 2 if texts is not None else model.views)
-    check_scores(metrics, classifies=model.classifies)
+    check_scores(metrics, classifies=model.classifies, encodes=hasattr(model, "codes"))
     if train_set.views is not None:
         model.refuse_views(train_set.views)
+        model.refuse_images(train_set[0]["images"])
     for sentence in advise_on(train_set):
         console.warn(sentence)
-    if texts is not None:
+    if texts is not None and hasattr(model, "loss"):
         tell_floor(train_set, settings.images_per_step, model.loss)
     train_loader, scored = _loaders(
         experiment, node, run, train_set, texts, pin=device.type == "cuda"
@@ -130,6 +142,10 @@ def train(config: Mapping[str, Any], *, audit: bool = True) -> Path:
     if frozen := describe(model, model.parts()):
         console.say(frozen)
     validator = Validator(scored, metrics, device)
+    gallery = None
+    if number := experiment.validator.reconstructions:
+        shown = scored[experiment.validator.splits[0]].dataset
+        gallery = Gallery(model, shown, number, run.folder, run.seed)
     dist.on_main(run.create)
     kept = {**node, "ckpt": None, "overwrite": False, "seed": run.seed}
     trainor = Trainor(
@@ -144,11 +160,12 @@ def train(config: Mapping[str, Any], *, audit: bool = True) -> Path:
             experiment, {k: v.dataset for k, v in {"train": train_loader, **scored}.items()}
         ),
         kept={
-            "trained_on": _seen(train_loader.dataset, content, start, teacher),
-            "labels_of": _labels_of(experiment, model, train_set, content, start, teacher),
+            "trained_on": _seen(train_loader.dataset, content, origins),
+            "labels_of": _labels_of(experiment, model, train_set, content, origins),
             "label_names": _names(train_set, content, teacher),
             "tokenizer": None if texts is None else as_data(texts.tokenizer),
         },
+        gallery=gallery,
     )
     if content is not None:
         trainor.load(content, source)
@@ -180,18 +197,15 @@ def _start(model: PretrainingModel, node: Mapping[str, Any]) -> Start | None:
 
 
 def _seen(
-    dataset: MedicalDataset,
-    content: Mapping[str, Any] | None,
-    start: Start | None,
-    teacher: Teacher | None,
+    dataset: MedicalDataset, content: Mapping[str, Any] | None, origins: Sequence[Origin]
 ) -> Tensor:
     """The images that the weights have learned from: those of this training, of the weights it
-    started from, and of its teacher; a checkpoint that is resumed remembers the last two.
+    started from, of its teacher or VAE; a checkpoint that is resumed remembers the others.
     """
     import torch
 
     before = [] if content is None else [content["trained_on"]]
-    before += [origin.trained_on for origin in (start, teacher) if origin is not None]
+    before += [origin.trained_on for origin in origins]
     members = dataset.members()
     return torch.cat([members, *before]).unique() if before else members
 
@@ -201,8 +215,7 @@ def _labels_of(
     model: PretrainingModel,
     dataset: MedicalDataset,
     content: dict[str, Any] | None,
-    start: Start | None,
-    teacher: Teacher | None,
+    origins: Sequence[Origin],
 ) -> Tensor:
     """The images whose labels the weights have learned from, or were chosen by, gathered as `_seen`
     does.
@@ -215,7 +228,7 @@ def _labels_of(
     taken = "labels" in (*model.takes, *model.may_take) or _steered_by_labels(experiment)
     known = [labelled_members(dataset) if taken else torch.empty(0, dtype=torch.int64)]
     known += [] if content is None else [checkpoint.labels_of(content)]
-    known += [origin.labels_of for origin in (start, teacher) if origin is not None]
+    known += [origin.labels_of for origin in origins]
     return torch.cat(known).unique()
 
 

@@ -20,6 +20,7 @@ from vilmedic_ssl.metrics.classify import (
     prevalence,
     top_k,
 )
+from vilmedic_ssl.metrics.codes import code_perplexity, codebook_usage
 from vilmedic_ssl.metrics.contrast import contrastive_accuracy
 from vilmedic_ssl.metrics.grounding import energy_inside, grounding_cnr, miou, pointing_game
 from vilmedic_ssl.metrics.health import (
@@ -55,6 +56,8 @@ __all__ = [
     "balanced_accuracy",
     "bootstrap",
     "brier",
+    "code_perplexity",
+    "codebook_usage",
     "columns",
     "confusion",
     "contrastive_accuracy",

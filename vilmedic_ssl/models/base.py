@@ -37,6 +37,9 @@ class PretrainingModel(nn.Module):
             model that starts from this one (`init_from`) gets as its `cnn.`.
         fresh: beginnings of names of tensors that `init_from` leaves as they are.
         classifies: True when `encode` gives `scores`.
+        spreads: True when embeddings that lie close together are a sign of collapse.
+        pixels: True when images are wanted as they are, in [0, 1], and not normalised.
+        core: beginning of all tensor names that files of another program leave out.
     """
 
     coupled: bool = False
@@ -47,6 +50,9 @@ class PretrainingModel(nn.Module):
     judged: str = "cnn."
     fresh: tuple[str, ...] = ()
     classifies: bool = False
+    spreads: bool = True
+    pixels: bool = False
+    core: str = ""
 
     def rows(self, images: Tensor, **taken: Tensor) -> tuple[Tensor, ...]:
         """(B, V, C, H, W) -> tensors with B rows, the first an embedding (B, D)."""
@@ -54,7 +60,7 @@ class PretrainingModel(nn.Module):
 
     def score(self, *rows: Tensor) -> dict[str, Any]:
         """`loss` (scalar tensor of the global batch), `chance` (float, its value for an untrained
-        model, where there is one).
+        model, where there is one), and whatever else is a number: parts of the loss, for the log.
         """
         raise TypeError(f"{type(self).__name__} defines no score()")
 
@@ -79,6 +85,21 @@ class PretrainingModel(nn.Module):
 
     def after_step(self) -> None:
         """Called after each optimizer step: a target network follows, a centre moves."""
+
+    @classmethod
+    def settle_text(
+        cls, node: dict[str, Any], tokenizer: Any, said: Sequence[str], most: int | None
+    ) -> int | None:
+        """Of models that read reports: write into the model's section of a config what the
+        tokenizer decides.
+
+        Args:
+            said: the training reports.  most: tokens of a text that the config allows.
+
+        Returns:
+            Tokens that the model takes of a text at most; None = any number.
+        """
+        return most
 
     def parts(self) -> list[Part]:
         """The encoder's stem and blocks in order; what is in none of them is the head. [] where
@@ -114,6 +135,15 @@ class PretrainingModel(nn.Module):
         names = [*self.takes, *(name for name in self.may_take if name in batch)]
         rows = self.rows(views, **{name: batch[name] for name in names})
         return rows if rows_only else {**self.score(*rows), "visual": rows[0].detach()}
+
+    def refuse_images(self, images: Tensor) -> None:
+        """
+        Args:
+            images: (B, C, H, W) as training gets them.
+
+        Raises:
+            UserError: the method cannot take such images.
+        """
 
     def refuse_views(self, found: int) -> None:
         """Raises:

@@ -121,15 +121,16 @@ class MAE(PretrainingModel):
         return {name for name, _ in self.named_parameters() if name in tokens}
 
     @torch.no_grad()
-    def reconstruct(self, images: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def reconstruct(self, images: Tensor, seeds: Tensor) -> dict[str, Tensor]:
         """What the model makes of masked images.
 
         Args:
             images: (B, C, H, W), normalised as in training.  seeds: (B,) int64.
 
         Returns:
-            Three (B, C, H, W): the images; with 0 in masked patches; with the decoder's drawing in
-            them, where the target is normalised with the true mean and deviation of each patch.
+            Three (B, C, H, W) by their captions: the images; with 0 in masked patches; with the
+            decoder's drawing in them, where the target is normalised with the true mean and
+            deviation of each patch.
         """
         images_BCHW = self._fitted(images)
         grid, patches_BNP = self._grid(images_BCHW), to_patches(images_BCHW, self.size)
@@ -144,7 +145,7 @@ class MAE(PretrainingModel):
         drawn = from_patches(patches_BNP.scatter(1, where, drawn_BMP), self.size, grid)
         if images.shape[1] == 1:
             masked, drawn = masked.mean(1, keepdim=True), drawn.mean(1, keepdim=True)
-        return images, masked, drawn
+        return {"image": images, "what it sees": masked, "what it draws": drawn}
 
     def _split(self, images_BCHW: Tensor, seeds_B: Tensor) -> tuple[Tensor, Tensor]:
         """Visible (B, K) and masked (B, M) patches of each image, int64."""

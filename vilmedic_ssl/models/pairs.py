@@ -57,7 +57,7 @@ class PairedModel(PretrainingModel):
 
     coupled = True
     views = 1
-    takes = ("input_ids", "attention_mask", "words", "groups")
+    takes: tuple[str, ...] = ("input_ids", "attention_mask", "words", "groups")
 
     def train(self, mode: bool = True) -> PairedModel:
         """Frozen parts stay in eval mode."""
