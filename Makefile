@@ -33,6 +33,7 @@ bench: install
 	$(PY) benchmarks/curves.py
 	$(PY) benchmarks/memory.py
 	$(PY) benchmarks/local_alignment.py
+	$(PY) benchmarks/dalle.py
 
 # Every method on three data sets, three seeds; about an hour on two idle cores, goes on where it was interrupted.
 methods-table: install
@@ -50,6 +51,7 @@ $(DONE): setup.cfg pyproject.toml constraints.txt
 		{ echo "Python 3.11 or newer is needed; write for example PYTHON=python3.12 make demo" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps dalle-pytorch
 	@touch $(DONE)
 
 clean:

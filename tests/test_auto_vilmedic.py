@@ -15,6 +15,7 @@ from vilmedic_ssl import AutoModel
 from vilmedic_ssl.errors import ConfigError, Unobtainable, UserError
 from vilmedic_ssl.executors.init_weights import start_from
 from vilmedic_ssl.executors.init_weights_read import read_weights
+from vilmedic_ssl.nets.dalle_package import package
 from vilmedic_ssl.schema import build
 
 TEXTS = ["no effusion", "left lung clear", "the heart is enlarged", "Unheard of", "opacity"]
@@ -170,6 +171,55 @@ def test_another_text_encoder_is_told(tmp_path, capsys):
     assert "2 of the 39 tensors of the text encoder are not in" in capsys.readouterr().err
 
 
+class Inside(torch.nn.Module):
+    """ViLMedic keeps the networks of dalle-pytorch in attributes, DALLE's VAE twice."""
+
+    def __init__(self, **parts):
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+
+SIZES = {
+    **{"image_size": 32, "num_layers": 2, "num_tokens": 12, "codebook_dim": 8},
+    **{"hidden_dim": 8, "num_resnet_blocks": 1},
+}
+TO_TENSOR = "transforms.Compose([transforms.Resize(32), transforms.CenterCrop(32), {}])".format(
+    "transforms.ToTensor()"
+)
+PLAIN = {"custom_transform_train": TO_TENSOR, "custom_transform_val": TO_TENSOR, "crop": 32}
+
+
+def test_vae(tmp_path, phantom):
+    old = zoo.stirred(lambda: Inside(vae=package().DiscreteVAE(**SIZES)))
+    node = {"proto": "VAE", "temperature": 0.9, "straight_through": False, **SIZES}
+    model, processor = AutoModel.from_pretrained(zoo.zoo_folder(tmp_path / "a", old, node, **PLAIN))
+    images = processor.inference(image=next(phantom.rglob("*.png")))["images"]
+    assert torch.equal(model.codes(images), old.vae.get_codebook_indices(images))
+
+
+def test_dalle_pads_with_a_word_as_it_learned_to(tmp_path):
+    sizes = {"dim": 16, "depth": 2, "heads": 2, "dim_head": 12}
+    words = {"num_text_tokens": len(zoo.VOCABULARY), "text_seq_len": 6}
+
+    def make():
+        vae = package().DiscreteVAE(**SIZES)
+        return Inside(vae=Inside(vae=vae), dalle=package().DALLE(vae=vae, **sizes, **words))
+
+    old = zoo.stirred(make)
+    node = {"proto": "DALLE", "vae": {**SIZES, "ckpt": "gone.pth"}, "dalle": {**sizes, **words}}
+    data = {"image": PLAIN, "seq": {"tokenizer_max_len": 6}}
+    folder = zoo.zoo_folder(tmp_path / "a", old, node, **data)
+    model, processor = AutoModel.from_pretrained(folder)
+    read = processor.inference(seq=" ".join(zoo.VOCABULARY[5:8]))
+    ids = model.ids(read["input_ids"], read["attention_mask"])
+    assert ids.tolist() == [[5, 6, 7, 1, 1, 1]]
+    images = torch.rand(1, 3, 32, 32)
+    batch = {"images": images[:, None], "seeds": torch.zeros(1).long(), **read}
+    expected = old.dalle(ids.clone(), images, return_loss=True)
+    assert torch.allclose(model(**batch)["loss"], expected, atol=1e-6)
+
+
 def test_what_is_missing_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     old = zoo.stirred(zoo.ConVIRT)
@@ -188,7 +238,7 @@ def test_what_is_missing_is_one_sentence(tmp_path, monkeypatch):
         with pytest.raises(kind, match=told):
             AutoModel.from_pretrained(folder)
 
-    refused(UserError, "the model is 'VAE'", model={"proto": "VAE"})
+    refused(UserError, "the model is 'RRG'", model={"proto": "RRG"})
     refused(UserError, "with `model` and `dataset`", model=None)
     refused(
         ConfigError,

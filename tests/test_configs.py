@@ -28,10 +28,34 @@ FINDINGS = "[Cardiomegaly, Consolidation, Pneumothorax, Pleural Effusion]"
 TINY_TEXT = "model.encoder={hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2}"
 # Those that differ by an included file's model or place, and run beside it when everything does.
 ALIKE = {
+    "vae-manifest",
     *("convirt-mimic-balanced", "convirt-padchest", "siglip", "clip-manifest", "siglip-manifest"),
     *("siglip-phantom", "clip-brain-mr", "siglip-brain-mr", "convirt-brain-mr"),
     "convirt-indiana",
 }
+
+
+SMALL_VAE = {
+    **{"image_size": 32, "num_layers": 2, "num_tokens": 16, "codebook_dim": 8},
+    **{"hidden_dim": 8, "num_resnet_blocks": 0},
+}
+SMALL_DALLE = {"dim": 32, "depth": 2, "heads": 2, "dim_head": 12}
+
+
+def drawing(node, phantom):
+    """Small networks for what draws, and a VAE for DALLE to read."""
+    model = node["model"]
+    if model["proto"] == "VAE":
+        return [f"model.{key}={value}" for key, value in SMALL_VAE.items()]
+    if model["proto"] != "DALLE":
+        return []
+    run = phantom.with_name("small-vae")
+    if not run.is_dir():
+        vae = REPOSITORY / "config/SELFSUP/vae-phantom.yml"
+        words = [*data(yaml_config.load(vae), phantom), *SMALL]
+        assert main(["train", str(vae), f"ckpt_dir={run.parent}", f"name={run.name}", *words]) == 0
+    small = [f"model.dalle.{key}={value}" for key, value in SMALL_DALLE.items()]
+    return [f"model.vae={{ckpt: {run}, image_size: null}}", *small]
 
 
 def tok(phantom, *, labels):
@@ -75,6 +99,9 @@ def brains(phantom, findings):
 def pairs(node, phantom):
     """Where a `.tok` dataset of images and reports finds the cohort, and small networks for it."""
     model, small = node["model"], ["model.cnn.backbone=test_resnet"]
+    if "dalle" in model:
+        text = ["dataset.seq.file=report.tok", f"dataset.seq.root={phantom}"]
+        return [*tok(phantom, labels=True)[:-1], *text, *drawing(node, phantom)]
     if "visual_embedder" in model:
         small += ["model.visual_embedder={interm_feature_dim: null, feature_dim: null}"]
         small += ["model.image_size=32"]
@@ -87,20 +114,29 @@ def pairs(node, phantom):
     return [*tok(phantom, labels=True)[:-1], f"dataset.seq.root={phantom}", *small]
 
 
+def flat(node):
+    """Training views of the size that everything has here."""
+    listed = isinstance(node["dataset"]["transform"].get("train"), list)
+    return ["dataset.transform.train=evaluate"] if listed else []
+
+
 def data(node, phantom):
     """Overrides that point a config's dataset at the cohort, at 32 pixels."""
     proto = node["dataset"]["proto"]
     if proto == "ImSeq":
         return pairs(node, phantom)
     if proto in ("ImageDataset", "ImLabel"):
-        return tok(phantom, labels=proto == "ImLabel")
+        return [*tok(phantom, labels=proto == "ImLabel"), *drawing(node, phantom)]
     size = ["dataset.transform.resize=32", "dataset.transform.crop=32"]
     if proto == "ImageFolder":
-        return [f"dataset.root={by_class(phantom)}", *size]
+        return [f"dataset.root={by_class(phantom)}", *size, *drawing(node, phantom)]
     if proto == "MedMNIST":
         root = phantom.with_name("medmnist")
         write_set(root, node["dataset"]["name"], counts=(48, 16, 24))
         return [f"dataset.root={root}"]
+    if node["model"]["proto"] in ("VAE", "DALLE"):
+        table = [f"dataset.manifest={phantom / 'manifest.csv'}"]
+        return [*table, *flat(node), *size, *drawing(node, phantom)]
     if "text" in node["dataset"]:
         size += [TINY_TEXT, "model.cnn.backbone=test_resnet"]
         if "brain" in node["dataset"]["manifest"]:
@@ -125,7 +161,7 @@ def test_config_trains_and_is_ensembled(path, phantom, tmp_path, capsys, quick_s
     train = path if "trainor" in node else path.with_name(path.name.replace("-eval", ""))
     source = yaml_config.load(train)
     assert main(["train", str(train), *place, *data(source, phantom), *SMALL]) == 0
-    reads = "encoder" in source["model"]  # scored by many plug-ins
+    reads = {"encoder", "dalle"} & set(source["model"])  # scored by many plug-ins
     splits = f"ensemblor.splits=[{'test' if reads else 'train,validate,test'}]"
     code = main(["ensemble", str(path), *place, *data(node, phantom), splits, *SMALL[:2]])
     told = capsys.readouterr()

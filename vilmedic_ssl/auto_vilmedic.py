@@ -1,6 +1,6 @@
 """A model of ViLMedic's zoo: a folder with one .pth, `config.yml`, and the vocabulary where it had
-one of its own. ConVIRT, GLoRIA and SimCLR of releases 1.0.8 to 1.3; with such a config also the
-.ckpt of GLoRIA's own release.
+one of its own. ConVIRT, GLoRIA, SimCLR, VAE and DALLE of releases 1.0.8 to 1.3; with such a config
+also the .ckpt of GLoRIA's own release.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from vilmedic_ssl.models.base import PretrainingModel
 from vilmedic_ssl.schema import build
 
 CONFIG = "config.yml"
-KNOWN = ("ConVIRT", "GLoRIA", "SimCLR")
+KNOWN = ("ConVIRT", "GLoRIA", "SimCLR", "VAE", "DALLE")
 FAMILIES = ("selfsup/", "rrg/", "rrs/", "mvqa/")  # of names in the zoo
 # Keys of an encoder that say which part of transformers' architecture it is, not how it looks.
 NO_SIZES = ("proto", "add_pooling_layer", "last_n_layers", "transformers_version", "use_cache")
@@ -73,12 +73,15 @@ def load(folder: Path) -> Loaded:
             f"{folder / CONFIG}: the model is {model.get('proto')!r}; {', '.join(KNOWN)} are read"
         )
     try:
-        made: Any = build(_model_node(model, folder), where="model")
-        texts = _texts(dataset.get("seq"), model["proto"], folder) if "encoder" in model else None
+        reads = "encoder" in model or "dalle" in model
+        texts = _texts(dataset.get("seq"), model["proto"], folder) if reads else None
+        made: Any = build(_model_node(model, folder, texts), where="model")
         transform = _transform(dataset.get("image", dataset))
     except ConfigError as error:
         raise ConfigError(f"{folder / CONFIG}: {error}") from error
-    if texts is not None and texts.limit is None:  # RoBERTa keeps two positions for itself
+    if texts is not None and "dalle" in model:
+        texts.limit = made.dalle.text_seq_len
+    elif texts is not None and texts.limit is None:  # RoBERTa keeps two positions for itself
         texts.limit = made.encoder.net.config.max_position_embeddings - 2
     start = start_from(made, files[0])
     console.say(start.describe().removeprefix("init_from "))
@@ -91,10 +94,17 @@ def load(folder: Path) -> Loaded:
     return made, transform, texts
 
 
-def _model_node(node: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _model_node(node: Mapping[str, Any], folder: Path, texts: Texts | None) -> dict[str, Any]:
     """ViLMedic's keys of a model as ours; nothing is fetched but the architecture of the text
     encoder.
     """
+    if "dalle" in node:  # which there pads with a word like others
+        pad = None if texts is None else texts.tokenizer.pad_token_id
+        dalle = {**node["dalle"], "unique_pads": False, "pad_token_id": pad}
+        vae = {key: value for key, value in node["vae"].items() if key not in ("ckpt", "proto")}
+        return {"proto": node["proto"], "vae": {"channels": 3, **vae}, "dalle": dalle}
+    if "cnn" not in node:
+        return dict(node)
     node = {**node, "cnn": {**node["cnn"], "pretrained": False, "freeze": False}}
     if "encoder" not in node:
         return node

@@ -12,7 +12,7 @@ from vilmedic_ssl.errors import ConfigError
 from vilmedic_ssl.schema import Kind, conform
 
 PostProcessing = Annotated[dict, Kind("post_processing", single_key=True)]
-TEXT_ONLY = "belongs to models that write text, which are not part of this package; leave it out"
+TEXT_ONLY = "belongs to ViLMedic's models that write text, which are not here; leave it out"
 
 
 def _positive(section: str, **values: float | None) -> None:

@@ -328,10 +328,14 @@ class DALLE(PairedModel):
         never: int | None = None,
         tick: Callable[[], None] = lambda: None,
     ) -> Tensor:
-        """Texts that begin with the tokens (B, n), up to T of them: (B, T), 0 for padding.
+        """Texts that begin with the tokens (B, n), up to T of them: (B, T), padded with the
+        tokenizer's token.
 
         Args:
             end: the token that ends a text.  never: one that is not drawn.  tick: called after each
                 token.
         """
-        return draw_text(self.dalle, begin, how, end=end, never=never, tick=tick)
+        pad = self.keys.pad_token_id or 0
+        begin = begin.masked_fill(begin == 0, pad)
+        text_BT = draw_text(self.dalle, begin, how, end=end, never=never, tick=tick)
+        return text_BT.masked_fill(text_BT == 0, pad).masked_fill(text_BT == pad, 0)

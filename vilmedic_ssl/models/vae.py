@@ -142,11 +142,11 @@ class VAE(PretrainingModel):
         how = {"smooth_l1": self.smooth_l1_loss}
         error_B, mean_B = drawing_error(drawn, target, **how), drawing_error(mean, target, **how)
         kl_B = kl_to_uniform(logits_BKhw) if self.kl_div_loss_weight else torch.zeros_like(error_B)
-        return map_BDhw.mean((2, 3)).detach(), error_B, kl_B, mean_B
+        return map_BDhw.mean((2, 3)).detach(), error_B, kl_B, mean_B.detach()
 
     def score(self, *rows: Tensor) -> dict[str, Any]:
         _, error_B, kl_B, mean_B = rows
-        loss, chance = dist.global_mean(error_B), float(dist.global_mean(mean_B))
+        loss, chance = dist.global_mean(error_B), float(dist.global_mean(mean_B.detach()))
         if not self.kl_div_loss_weight:
             return {"loss": loss, "chance": chance}
         kl = dist.total(kl_B.sum()) if self.kl_of_batch else dist.global_mean(kl_B)
