@@ -339,13 +339,45 @@ def test_what_the_package_has_not_is_one_sentence():
             model("dalle_pytorch", **keys)
 
 
+@pytest.mark.parametrize("width", [12, 13])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_attention_without_a_fused_kernel_and_heads_of_odd_width(width, dtype):
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    found = []
+    for kernels in ([SDPBackend.MATH], [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION]):
+        made = net(dim_head=width)
+        made = made.double() if dtype == torch.float64 else made
+        text, codes = sequences()
+        half = dtype == torch.bfloat16
+        with sdpa_kernel(kernels), torch.autocast("cpu", torch.bfloat16, enabled=half):
+            made.hidden(made.padded(text), codes).square().sum().backward()
+        found.append(made.transformer.pairs()[0][0].inner.to_qkv.weight.grad)
+    assert (found[0] - found[1]).abs().max() < (0.05 if half else 1e-4) * found[1].abs().max()
+
+
+def test_a_process_without_samples_does_not_fail():
+    for keys in ({}, {"reversible": True}):
+        made = model(**keys).train()
+        none = {name: value[:0] for name, value in batch().items()}
+        assert made(**none, rows_only=True)[1].shape == (0,)
+
+
+def test_codes_do_not_depend_on_mixed_precision():
+    made, images = model(), batch(8)["images"][:, 0]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(made.codes(images), made.codes(images.clone()))
+        mixed = made.codes(images)
+    assert torch.equal(mixed, made.codes(images))
+
+
 def test_ids_and_lengths_out_of_range_are_one_sentence():
     made, data = model(), batch()
-    for wrong in (509, -1):
+    for wrong in (500, -1):
         ids = data["input_ids"].clone()
         ids[0, 0] = wrong
         with pytest.raises(
-            UserError, match=f"token id {wrong}, and there are vectors for 0 to 508"
+            UserError, match=f"token id {wrong}, and there are vectors for 0 to 499"
         ):
             made(**{**data, "input_ids": ids})
     longer = {k: data[k].repeat(1, 2) for k in ("input_ids", "attention_mask")}

@@ -182,6 +182,7 @@ def test_grey_images_are_repeated_for_three_channels():
         ({"num_tokens": 0}, "num_tokens: 0; write a larger number"),
         ({"channels": 2}, "write 1 or 3"),
         ({"temperature": 0.0}, "temperature: 0.0; write a number above 0"),
+        ({"temperature": 0.1}, "0.1 is below temperature_end"),
         ({"reinmax": True}, "needs straight_through=true"),
         ({"anneal_rate": -1.0}, "write 0 or more"),
     ],

@@ -37,6 +37,8 @@ File = str | Path
 class Processor:
     """Files as the model saw them in evaluation: the same reading, resizing and normalisation."""
 
+    label_names: Sequence[str] = ()  # of the classes that the model tells apart
+
     def __init__(self, transform: Transform):
         self.transform = transform
 
@@ -137,15 +139,17 @@ class AutoModel:
         place = Path(path).expanduser()
         if not place.exists():
             place = _fetched(str(path))
+        names: list[str] = []
         if (place / auto_vilmedic.CONFIG).is_file():
             model, transform, texts = auto_vilmedic.load(place)
         else:
-            model, transform, texts = _load(_file_in(place) if place.is_dir() else place)
+            model, transform, texts, names = _load(_file_in(place) if place.is_dir() else place)
         processor = Processor(transform) if texts is None else PairProcessor(transform, texts)
+        processor.label_names = names
         return model.eval(), processor
 
 
-def _load(file: Path) -> tuple[PretrainingModel, Transform, Texts | None]:
+def _load(file: Path) -> tuple[PretrainingModel, Transform, Texts | None, list[str]]:
     """What a checkpoint of ours holds, or a file of dalle-pytorch."""
     try:
         content = checkpoint.read_run(file)
@@ -153,13 +157,13 @@ def _load(file: Path) -> tuple[PretrainingModel, Transform, Texts | None]:
         theirs = read_dalle_pytorch(file) if file.is_file() else None
         if theirs is None:
             raise
-        return theirs, _for_vae(theirs), None
+        return theirs, _for_vae(theirs), None, []
     config = content["config"]
     texts = texts_for(config, content)
     take_text(config, content, texts)
     model: PretrainingModel = build(without_weights(config["model"]), where="model")
     checkpoint.load_weights(model, content["ema"] or content["model"], file)
-    return model, transform_of(config["dataset"]), texts
+    return model, transform_of(config["dataset"]), texts, checkpoint.names_of(content)
 
 
 def _for_vae(model: VAE | DALLE) -> Transform:

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from vilmedic_ssl.errors import UserError
+from vilmedic_ssl.executors.checkpoint import load_weights
 from vilmedic_ssl.executors.init_weights_read import Weights, read_weights
 from vilmedic_ssl.models.dalle import DALLE
 from vilmedic_ssl.models.vae import VAE
 from vilmedic_ssl.nets.dalle_transformer import TransformerShape
 from vilmedic_ssl.nets.dvae import VAEShape
 
-MARK = "codebook.weight"
+MARK, FIRST = "codebook.weight", "encoder.0.0.weight"
 VERSION = "1.6.6"  # of dalle-pytorch, whose numbers these are
 
 
@@ -43,8 +44,12 @@ class VAEFile:
     labels_of: Tensor
 
     def load(self, vae: torch.nn.Module) -> None:
-        """Fill a VAE of the same sizes."""
-        vae.load_state_dict(self.weights)
+        """Fill a VAE of the same sizes.
+
+        Raises:
+            UserError: tensors are missing.
+        """
+        load_weights(vae, self.weights, self.path)
 
 
 def read_vae(source: str | Path, seed: int | None = None, *, where: str) -> VAEFile:
@@ -60,9 +65,10 @@ def read_vae(source: str | Path, seed: int | None = None, *, where: str) -> VAEF
     """
     found = read_weights(source, seed, where=where)
     homes = [name.removesuffix(MARK) for name in found.tensors if name.endswith(MARK)]
+    homes = [home for home in homes if f"{home}{FIRST}" in found.tensors]
     if not homes:
         raise UserError(
-            f"{where}: {found.path} holds no discrete VAE (no tensor ends in {MARK}); name the run "
+            f"{where}: {found.path} holds no discrete VAE (no {MARK} beside {FIRST}); name the run "
             "folder of a VAE, or one of its checkpoints"
         )
     home = min(homes, key=len)
@@ -77,7 +83,7 @@ def read_vae(source: str | Path, seed: int | None = None, *, where: str) -> VAEF
 
 def _sizes(weights: Mapping[str, Tensor]) -> dict[str, int]:
     """What the shapes of a VAE's weights tell."""
-    first = weights["encoder.0.0.weight"]
+    first = weights[FIRST]
     return {
         "num_tokens": weights[MARK].shape[0],
         "codebook_dim": weights[MARK].shape[1],
@@ -150,7 +156,6 @@ def read_dalle_pytorch(path: Path) -> VAE | DALLE | None:
 
 
 def _dalle(path: Path, found: Weights, theirs: Mapping[str, Any], sizes: dict[str, Any]) -> DALLE:
-    from vilmedic_ssl.executors.checkpoint import load_weights
     from vilmedic_ssl.schema import build
 
     names = {f.name for f in fields(TransformerShape)} | set(ALSO)

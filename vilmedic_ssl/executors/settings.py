@@ -235,8 +235,12 @@ class EnsemblorSettings:
         _positive("ensemblor", batch_size=self.batch_size, num_images=self.num_images)
         listed = list(self.post_processing or ())
         if self.generate_images and not any("generate_images" in item for item in listed):
-            listed.append({"generate_images": {"num_images": self.num_images}})
-            object.__setattr__(self, "post_processing", listed)
+            listed.append({"generate_images": {}})
+        name = "generate_images"
+        for i, item in enumerate(listed):
+            if name in item:
+                listed[i] = {name: {"num_images": self.num_images, **(item[name] or {})}}
+        object.__setattr__(self, "post_processing", listed)
         if self.mode.startswith("best-") and not self.mode.removeprefix("best-").strip("0"):
             raise ConfigError(f"ensemblor.mode: {self.mode!r}; write best-N with N from 1")
 

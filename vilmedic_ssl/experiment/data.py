@@ -49,6 +49,7 @@ def dataset_of(
     from vilmedic_ssl.data.datasets.base import Context
     from vilmedic_ssl.data.splits import TRAIN
 
+    settle_pixels(node)
     whole = _divided(experiment, node, Context(split=split, augment=augment, texts=texts))
     if texts is not None:
         whole = spoken(whole, node["model"]["proto"], train=augment)
@@ -70,7 +71,7 @@ def _divided(experiment: Experiment, node: Mapping[str, Any], context: Context) 
     return resplit(node["dataset"], context, splits, fraction=experiment.train_fraction)
 
 
-def settle_pixels(node: dict[str, Any]) -> None:
+def settle_pixels(node: Mapping[str, Any]) -> None:
     """A model that draws images wants them as they are: no mean is taken off them.
 
     Raises:

@@ -17,13 +17,13 @@ from vilmedic_ssl.experiment.data import (
     dataset_of,
     division_of,
     refuse_another_division,
-    settle_pixels,
     take_classes,
     warn_if_few,
     warn_of_another_budget,
 )
 from vilmedic_ssl.experiment.settings import Experiment, check, model_of, refuse_sweep, typed
 from vilmedic_ssl.experiment.texts import pin_text, take_text, texts_for
+from vilmedic_ssl.experiment.vae import pin_vae
 from vilmedic_ssl.schema import plain
 
 if TYPE_CHECKING:
@@ -138,7 +138,6 @@ def open_run(
     console.say(f"ensembling {len(files)} checkpoint(s): {', '.join(path.name for path in files)}")
     take_channels(node["dataset"], contents[0]["config"]["dataset"])
     take_classes(node["model"], contents[0]["config"]["model"])
-    settle_pixels(node)
     return replace(experiment, seed=contents[0]["seed"]), node, files, contents
 
 
@@ -206,8 +205,11 @@ def untrained_features(
     texts = texts_for(node)
     if texts is not None:
         pin_text(node, texts, dataset_of(experiment, node, TRAIN, texts=texts).said or [])
+    vae = pin_vae(node)
     checkpoint.seed_everything(seed)
     model = model_of(node)
+    if vae is not None:
+        vae.load(model.get_submodule("dalle.vae"))
     start = start_from(model, node["init_from"], seed=seed) if node["init_from"] else None
     tag = f"untrained_{seed}"
     features = _features(experiment, node, [model], seed, tag, splits, texts=texts)

@@ -14,7 +14,6 @@ from vilmedic_ssl.experiment.data import (
     dataset_of,
     hashes_of,
     pin_classes,
-    settle_pixels,
     take_classes,
     warn_if_few,
 )
@@ -90,7 +89,8 @@ def train(config: Mapping[str, Any], *, audit: bool = True) -> Path:
         run = Run(run.folder, content["seed"])
         experiment = replace(experiment, seed=run.seed)
     else:
-        old = [*_old_files(run, experiment.overwrite), run.init_file]
+        drawn = run.folder.glob(f"reconstructions/*_{run.seed}.png")
+        old = [*_old_files(run, experiment.overwrite), run.init_file, *drawn]
     console.say(
         f"run {run.folder}, seed {run.seed}, device {device.type}, {dist.world_size()} process(es)"
     )
@@ -99,7 +99,6 @@ def train(config: Mapping[str, Any], *, audit: bool = True) -> Path:
     texts = texts_for(node, content)
     if texts is not None:
         settle_flips(node)
-    settle_pixels(node)
     train_set = dataset_of(experiment, node, "train", augment=True, texts=texts)
     if content is not None:
         take_classes(node["model"], content["config"]["model"])

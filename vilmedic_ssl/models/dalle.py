@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -17,15 +18,17 @@ from vilmedic_ssl import dist
 from vilmedic_ssl.errors import ConfigError
 from vilmedic_ssl.losses.discrete import token_entropy
 from vilmedic_ssl.models.pairs import PairedModel
-from vilmedic_ssl.models.vae import Implementation, fitted, pictures, vae_of
+from vilmedic_ssl.models.vae import Implementation, codes_of, fitted, pictures, vae_of
 from vilmedic_ssl.nets.dalle import Dalle
 from vilmedic_ssl.nets.dalle_package import package_dalle
 from vilmedic_ssl.nets.dalle_sampling import Sampling, draw_codes, draw_text
 from vilmedic_ssl.nets.dalle_transformer import TransformerShape
 from vilmedic_ssl.nets.dvae import VAEShape
+from vilmedic_ssl.nets.freezing import Part
 from vilmedic_ssl.registry import proto
 
 AT_ONCE = 64  # sequences in a pass without gradient
+BLOCK = re.compile(r"dalle\.transformer\.layers\.\w+\.\d+")
 LONGEST = 256  # tokens of a text, where no key says how many
 
 
@@ -83,7 +86,7 @@ class DalleKeys(TransformerShape):
             null = tokenizer_max_len, or without that the longest training report (256 at most).
         pad_token_id: what the tokenizer pads with; training writes it.
         unique_pads: false = all places are padded with the tokenizer's own token, as ViLMedic does
-            by accident.
+            by accident; a tokenizer that pads with 0 has unique ones all the same.
         loss_img_weight: of the codes' cross entropy, against 1 of the text's.
         text_dropout: share of training texts that are left blank, so that cond_scale works when
             images are drawn (Ho and Salimans 2022).
@@ -226,8 +229,17 @@ class DALLE(PairedModel):
     def _blank(self, seeds_B: Tensor) -> Tensor:
         """Which texts are left out, (B,) bool, by their seeds alone."""
         generator = torch.Generator()
-        drawn = [torch.rand((), generator=generator.manual_seed(s)) for s in seeds_B.tolist()]
-        return (torch.stack(drawn) < self.keys.text_dropout).to(seeds_B.device)
+        dice = [float(torch.rand((), generator=generator.manual_seed(s))) for s in seeds_B.tolist()]
+        return torch.tensor(dice, device=seeds_B.device) < self.keys.text_dropout
+
+    def parts(self) -> list[Part]:
+        found: dict[str, list[str]] = {"vae": [], "embeddings": []}
+        for name, _ in self.named_parameters():
+            block, begin = BLOCK.match(name), name.split(".")[1]
+            if block or begin != "to_logits":
+                part = block[0] if block else "vae" if begin == "vae" else "embeddings"
+                found.setdefault(part, []).append(name)
+        return [Part(name, parameters) for name, parameters in found.items()]
 
     @property
     def codebook(self) -> int:
@@ -245,7 +257,7 @@ class DALLE(PairedModel):
 
     def codes(self, images: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] -> (B, N) int64."""
-        return self.dalle.vae.get_codebook_indices(fitted(images, self.dalle.vae.shape))
+        return codes_of(self.dalle.vae, images)
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
         """The mean of the last activations at the codes, behind no text (as iGPT, Chen et al.

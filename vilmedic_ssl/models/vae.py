@@ -89,6 +89,11 @@ class VAE(PretrainingModel):
         for name, value in (("temperature", temperature), ("temperature_end", temperature_end)):
             if not value > 0:
                 raise ConfigError(f"model.{name}: {value}; write a number above 0")
+        if temperature < temperature_end:
+            raise ConfigError(
+                f"model.temperature: {temperature} is below temperature_end, {temperature_end}; "
+                "write a smaller end"
+            )
         if reinmax and not straight_through:
             raise ConfigError("model.reinmax: needs straight_through=true; write both, or neither")
         if channels not in (1, 3):
@@ -163,7 +168,7 @@ class VAE(PretrainingModel):
 
     def codes(self, images: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] -> the number of each place's code, row by row, (B, N) int64."""
-        return self.vae.get_codebook_indices(fitted(images, self.vae.shape))
+        return codes_of(self.vae, images)
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, seeds: Tensor) -> dict[str, Tensor]:
@@ -174,6 +179,12 @@ class VAE(PretrainingModel):
 
 def vae_of(shape: VAEShape, implementation: Implementation) -> nn.Module:
     return DiscreteVAE(shape) if implementation == "native" else package_vae(shape)
+
+
+def codes_of(vae: Any, images_BCHW: Tensor) -> Tensor:
+    """(B, C, H, W) in [0, 1] -> (B, N) int64, the same whatever precision holds around it."""
+    with torch.autocast(images_BCHW.device.type, enabled=False):
+        return vae.get_codebook_indices(fitted(images_BCHW, vae.shape))
 
 
 def pictures(vae: Any, codes_BN: Tensor) -> Tensor:
@@ -193,7 +204,8 @@ def fitted(images_BCHW: Tensor, shape: VAEShape) -> Tensor:
             f"images have {size[0]} x {size[1]} pixels, the VAE takes {shape.image_size} x "
             f"{shape.image_size}; set resize and crop of the dataset, or image_size of the VAE"
         )
-    low, high = (float(x) for x in images_BCHW.detach().aminmax())
+    some = images_BCHW.numel() > 0  # a process may have no image left
+    low, high = (float(x) for x in images_BCHW.detach().aminmax()) if some else (0, 1)
     if low < 0 or high > 1:
         raise UserError(
             f"the VAE takes values from 0 to 1 and got {low:.2f} to {high:.2f}; write mean: [0] "

@@ -170,12 +170,11 @@ def padded(text_Bn: Tensor, first_pad: int, length: int) -> Tensor:
             "tokenizer_max_len"
         )
     low, high = (int(x) for x in text_Bn.aminmax()) if text_Bn.numel() else (0, 0)
-    if low < 0 or high >= first_pad + length:
+    if low < 0 or high >= first_pad:
         raise UserError(
             f"DALLE: a text has the token id {low if low < 0 else high}, and there are vectors for "
-            f"0 to {first_pad + length - 1} (num_text_tokens and text_seq_len together); take the "
-            "tokenizer it was trained with, or train with model.dalle.num_text_tokens=null, for as "
-            "many as the tokenizer has"
+            f"0 to {first_pad - 1}; take the tokenizer it was trained with, or train with "
+            "model.dalle.num_text_tokens=null, for as many as the tokenizer has"
         )
     place_n = torch.arange(n, device=text_Bn.device) + first_pad
     return torch.where(text_Bn == 0, place_n, text_Bn)

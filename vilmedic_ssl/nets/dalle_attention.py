@@ -153,7 +153,7 @@ class _Heads(torch.autograd.Function):
         out = grads_BHnd[0].new_empty(batch, n, 3 * heads * width)
         parts_3BHnd = out.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
         for grad, part in zip(grads_BHnd, parts_3BHnd, strict=True):
-            _turn(grad, ctx.turn.conj(), part)
+            _turn(grad.contiguous(), ctx.turn.conj(), part)
         return out, None, None
 
 
@@ -162,12 +162,13 @@ def _turn(x_BHnd: Tensor, turn_nC: Tensor, out_BHnd: Tensor) -> None:
     width = 2 * turn_nC.shape[1]
     out_BHnd[..., width:] = x_BHnd[..., width:]
     x, out = x_BHnd[..., :width], out_BHnd[..., :width]
-    if x.dtype in (torch.float32, torch.float64):
+    exact = x.dtype in (torch.float32, torch.float64)
+    if exact and x_BHnd.shape[3] % 2 == 0:  # else pairs do not lie where complex numbers may
         pairs = (torch.view_as_complex(part.unflatten(3, (-1, 2))) for part in (x, out))
         torch.mul(next(pairs), turn_nC, out=next(pairs))
     else:
-        wide = torch.view_as_complex(x.float().unflatten(3, (-1, 2)))
-        out.copy_(torch.view_as_real(wide * turn_nC).flatten(3))
+        wide = (x if exact else x.float()).unflatten(3, (-1, 2)).contiguous()
+        out.copy_(torch.view_as_real(torch.view_as_complex(wide) * turn_nC).flatten(3))
 
 
 def heads_of(qkv: Tensor, turn_nC: Tensor | None, heads: int) -> tuple[Tensor, ...]:
@@ -190,7 +191,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.shape[:-1].numel()
-        if rows > self.FEW or x.is_cuda or torch.is_grad_enabled():
+        if not 0 < rows <= self.FEW or x.is_cuda or torch.is_grad_enabled():
             return super().forward(x)
         out = (self.weight @ x.reshape(rows, -1).T).T.contiguous()
         return (out if self.bias is None else out + self.bias).unflatten(0, x.shape[:-1])

@@ -21,8 +21,8 @@ from vilmedic_ssl.nets.dalle_transformer import TransformerShape
 from vilmedic_ssl.nets.dvae import VAEShape
 
 INSTALL = (
-    "write `pip install 'vilmedic_ssl[dalle]'` and `pip install --no-deps dalle-pytorch==1.6.6`, or "
-    "model.implementation=native"
+    "write `pip install 'vilmedic_ssl[dalle]'` and `pip install --no-deps dalle-pytorch==1.6.6`, "
+    "or model.implementation=native"
 )
 ABSENT = ("taming", "taming.models", "taming.models.vqgan", "pkg_resources")
 

@@ -192,7 +192,7 @@ class Transformer(nn.Module):
         angles = rotary_angles(text, side, shape.dim_head) if shape.rotary_emb else None
         self.register_buffer("pos_emb", None if angles is None else angles[None])
         self.kinds = [kind for kind, _, _ in plan]
-        for kind in dict.fromkeys(self.kinds):
+        for kind in set(self.kinds) - {"full"}:
             mask = attention_mask(kind, text, side)
             self.register_buffer(f"mask_{kind}", mask, persistent=False)
 

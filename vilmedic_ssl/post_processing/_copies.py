@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vilmedic_ssl import console
 from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.post_processing._shared import Features
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TRAIN = "train"
+AT_ONCE = 256  # images compared with all of the training split
 SHARE = 0.01  # of new films of other patients that would be taken for copies
 
 
@@ -54,37 +56,49 @@ class CopyCheck:
                 "generate_images: to tell copies of training images, the splits train and one of "
                 "validate and test are needed; give the dataset keys of the training"
             )
-        self.ids = features.get(TRAIN).ids
+        self.ids = features.dataset(TRAIN).ids
         self.pixel_NP = standardised(features.get(TRAIN, "pixels").rows["encoder"])
         self.code_NK = codes_of(features, model, TRAIN)
         pixel_MP = standardised(features.get(held_out, "pixels").rows["encoder"])
         code_MK = codes_of(features, model, held_out)
         self.held_out = held_out
-        self.least = float(np.quantile(self._pixels(pixel_MP).min(1), SHARE))
-        self.most = float(np.quantile(self._codes(code_MK).max(1), 1 - SHARE))
+        self.least = float(np.quantile(self._pixels(pixel_MP)[0], SHARE))
+        self.most = float(np.quantile(self._codes(code_MK)[0], 1 - SHARE))
+        for what, blind in (("pixels", self.least <= 0), ("codes", self.most >= 1)):
+            if blind:
+                console.warn(
+                    f"generate_images: films of {held_out} equal films of {TRAIN} in their {what}, "
+                    "so a copy is not told by these"
+                )
 
     def look(self, images_MCHW: Tensor, code_MK: np.ndarray) -> list[Nearest]:
         """Of images in [0, 1] on any device, with their codes."""
         from vilmedic_ssl.executors.features import small_pixels
 
-        distance_MN = self._pixels(standardised(small_pixels(images_MCHW).numpy()))
-        share_MN = self._codes(code_MK)
+        pixels = self._pixels(standardised(small_pixels(images_MCHW).numpy()))
         found = []
-        for near_N, same_N in zip(distance_MN, share_MN, strict=True):
-            i, k = int(near_N.argmin()), int(same_N.argmax())
-            pixels, codes = float(near_N[i]), float(same_N[k])
-            copy = pixels < self.least or codes > self.most
-            found.append(Nearest(pixels, self.ids[i], codes, self.ids[k], copy))
+        for distance, i, share, k in zip(*pixels, *self._codes(code_MK), strict=True):
+            copy = bool(distance < self.least or share > self.most)
+            found.append(Nearest(float(distance), self.ids[i], float(share), self.ids[k], copy))
         return found
 
-    def _pixels(self, pixel_MP: np.ndarray) -> np.ndarray:
-        """Distances from each training image, (M, N)."""
-        cosine_MN = pixel_MP @ self.pixel_NP.T
-        return np.sqrt(np.maximum(0.0, 2 - 2 * cosine_MN))
+    def _pixels(self, pixel_MP: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Distance to the nearest training image, and its row, (M,) each."""
+        best: list[tuple[np.ndarray, np.ndarray]] = []
+        for begin in range(0, len(pixel_MP), AT_ONCE):
+            cosine_mN = pixel_MP[begin : begin + AT_ONCE] @ self.pixel_NP.T
+            best.append((cosine_mN.max(1), cosine_mN.argmax(1)))
+        best_M, rows_M = (np.concatenate(part) for part in zip(*best, strict=True))
+        return np.sqrt(np.maximum(0.0, 2 - 2 * best_M)), rows_M
 
-    def _codes(self, code_MK: np.ndarray) -> np.ndarray:
-        """Shares of places with the code of each training image, (M, N)."""
-        return np.stack([(self.code_NK == row).mean(1) for row in code_MK])
+    def _codes(self, code_MK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Largest share of places with the code of a training image, and its row, (M,) each."""
+        best = []
+        for row_K in code_MK:
+            share_N = (self.code_NK == row_K).mean(1)
+            best.append((share_N.max(), share_N.argmax()))
+        share_M, rows_M = zip(*best, strict=True)
+        return np.array(share_M), np.array(rows_M)
 
 
 def standardised(pixel_MP: np.ndarray) -> np.ndarray:
@@ -94,9 +108,9 @@ def standardised(pixel_MP: np.ndarray) -> np.ndarray:
 
 
 def codes_of(features: Features, model: Any, split: str) -> np.ndarray:
-    """(N, K) int64 of a split in its evaluation view."""
+    """(N, K) int32 of a split in its evaluation view."""
     import torch
 
     with torch.no_grad():
         found = [model.codes(batch["images"]).cpu() for batch in features.batches(split, "codes")]
-    return torch.cat(found).numpy()
+    return torch.cat(found).int().numpy()

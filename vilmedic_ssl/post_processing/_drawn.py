@@ -67,6 +67,10 @@ def chosen_requests(
             )
         return [Request(said[known[name]], name, known[name]) for name in ids]
     first = {text: row for row, text in reversed(list(enumerate(said))) if text}
+    if not first:
+        raise UserError(
+            f"generate_images: no film of {split} has a report; write texts, or a split"
+        )
     rows = np.random.default_rng(features.seed).permutation(sorted(first.values()))[:reports]
     return [Request(said[row], dataset.ids[row], int(row)) for row in rows]
 
@@ -118,8 +122,9 @@ class Artist:
         """`candidates` more images of each request."""
         queue = [request for request in requests for _ in range(candidates)]
         batches = [queue[i : i + self.size] for i in range(0, len(queue), self.size)]
-        first = round(self.begin * self.model.dalle.image_seq_len)
-        codes = self.model.dalle.image_seq_len - first
+        whole = self.model.dalle.image_seq_len
+        first = min(round(self.begin * whole), whole - 1)
+        codes = whole - first
         bar = console.Bar(len(batches) * codes, desc="drawing", unit="code")
         for batch in batches:
             tokens = {k: v.to(self.device) for k, v in self._tokens(batch).items()}
@@ -197,13 +202,13 @@ def write_images(requests: Sequence[Request], folder: Path, told: dict[str, Any]
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
-    note = PngInfo()
-    note.add_text("Description", SYNTHETIC)
     rows = []
     for i, request in enumerate(requests):
         home = folder / f"{i:02d}"
         home.mkdir()
         (home / "report.txt").write_text(f"{request.text}\n", encoding="utf-8")
+        note = PngInfo()
+        note.add_text("Description", SYNTHETIC)
         note.add_text("Title", request.text, zip=True)
         for k, (image, nearest, fits) in enumerate(request.kept):
             pixels = as_bytes(image)
@@ -235,7 +240,7 @@ def draw_grid(requests: Sequence[Request], path: Path, real: Sequence[np.ndarray
     """A row per request: its text, the film it belongs to, the images drawn."""
     from matplotlib.figure import Figure
 
-    most = max(len(request.kept) for request in requests)
+    most = max(1, *(len(request.kept) for request in requests))
     own = any(film is not None for film in real)
     columns = 2 + own + most
     size = 1.3 * columns + 0.6, 1.5 * len(requests) + 0.5

@@ -9,62 +9,78 @@ import numpy as np
 
 from vilmedic_ssl import metrics
 from vilmedic_ssl.errors import UserError
-from vilmedic_ssl.post_processing._shared import Features, Value, labels_of
+from vilmedic_ssl.post_processing._shared import Features, Value
 
 if TYPE_CHECKING:
     from vilmedic_ssl.post_processing._drawn import Request
 
 
-def judged(
-    features: Features, split: str, requests: Sequence[Request], path: str, *, draws: int
-) -> Iterator[tuple[str, Value]]:
-    """AUROC of the classifier's scores against the labels of the reports, and how often its
-    likeliest label is one of them; intervals over the patients of the reports.
+class Judge:
+    """A classifier of another run, for the labels of a split.
 
     Raises:
         UserError: no labels, no classifier, or one of other labels.
     """
-    import torch
 
-    model, processor = features.load(path)
-    names = list(features.get(split).label_names)
-    known_NC = labels_of(features.get(split), "generate_images.judge")
-    if not model.classifies:
-        raise UserError(
-            f"generate_images.judge: {path} is a {type(model).__name__}, which tells no classes; "
-            "name the run folder of a Classifier"
-        )
-    rows = [request.row for request in requests if request.row is not None]
-    if len(rows) < len(requests):
-        raise UserError("generate_images.judge: texts of your own have no labels; leave judge out")
-    view = processor.view_of
-    with torch.no_grad():
-        images = [torch.stack([view(kept[0]) for kept in r.kept]) for r in requests]
-        score_MC = np.concatenate([model.encode(x)["scores"].float().numpy() for x in images])
-    if score_MC.shape[1] != len(names):
-        raise UserError(
-            f"generate_images.judge: {path} tells {score_MC.shape[1]} labels apart, this data has "
-            f"{len(names)}; train it with the same dataset keys"
-        )
-    hot_NC = known_NC if known_NC.ndim == 2 else metrics.one_hot(known_NC, len(names))
-    of_M = [row for r, row in zip(requests, rows, strict=True) for _ in r.kept]
-    hot_MC = hot_NC[of_M]
-    patients = features.get(split).patients
-    group_M = [str(row) if patients is None else patients[row] for row in of_M]
-    told = np.nan_to_num(hot_MC) > 0
-    named_M = told.any(1)  # a report may name nothing
+    def __init__(self, features: Features, split: str, path: str):
+        self.model, self.processor = features.load(path)
+        self.features, self.split = features, split
+        if not self.model.classifies:
+            raise UserError(
+                f"generate_images.judge: {path} is a {type(self.model).__name__}, which tells no "
+                "classes; name the run folder of a Classifier"
+            )
+        dataset = features.dataset(split)
+        if dataset.labels is None:
+            raise UserError(
+                f"generate_images.judge: {split} has no labels; name them in `dataset`, as in the "
+                f"training of {path}"
+            )
+        here, there = list(dataset.label_names), self.processor.label_names
+        if here != there:
+            raise UserError(
+                f"generate_images.judge: {path} tells {', '.join(there)} apart, this data has "
+                f"{', '.join(here)}; give the dataset keys it was trained with"
+            )
+        known = dataset.labels
+        self.hot_NC = known if known.ndim == 2 else metrics.one_hot(known, len(here))
 
-    def scores(hot: np.ndarray, score: np.ndarray) -> float:
-        return metrics.macro(metrics.columns(metrics.auroc, hot, score))
+    def scores(self, requests: Sequence[Request], draws: int) -> Iterator[tuple[str, Value]]:
+        """AUROC of the classifier's scores against the labels of the reports, and how often its
+        likeliest label is one of them; intervals over the patients of the reports.
 
-    where = f"{split}/generate_images/judge"
-    found = metrics.bootstrap(scores, hot_MC, score_MC, groups=group_M, draws=draws)
-    yield f"{where}/auroc", found
-    if named_M.any():
-        hit_M = np.take_along_axis(told, score_MC.argmax(1)[:, None], 1)[:, 0][named_M]
-        groups = [g for g, named in zip(group_M, named_M, strict=True) if named]
-        yield (
-            f"{where}/named_first",
-            metrics.bootstrap(lambda hit: float(hit.mean()), hit_M, groups=groups, draws=draws),
-        )
-        yield f"{where}/named_first/chance", float(told[named_M].mean(1).mean())
+        Raises:
+            UserError: nothing was drawn for a film of the split.
+        """
+        import torch
+
+        some = [(r, r.row) for r in requests if r.kept and r.row is not None]
+        if not some:
+            raise UserError("generate_images.judge: no image is there for a report with labels")
+        view = self.processor.view_of
+        with torch.no_grad():
+            images = [torch.stack([view(kept[0]) for kept in r.kept]) for r, _ in some]
+            scores = [self.model.encode(x)["scores"].float().numpy() for x in images]
+        score_MC = np.concatenate(scores)
+        of_M = [row for r, row in some for _ in r.kept]
+        patients = self.features.dataset(self.split).patients
+        group_M = np.array([str(row) if patients is None else patients[row] for row in of_M])
+        hot_MC = self.hot_NC[of_M]
+        told_MC = np.nan_to_num(hot_MC) > 0
+
+        def macro(hot: np.ndarray, score: np.ndarray) -> float:
+            return metrics.macro(metrics.columns(metrics.auroc, hot, score))
+
+        where = f"{self.split}/generate_images/judge"
+        found = metrics.bootstrap(macro, hot_MC, score_MC, groups=group_M, draws=draws)
+        yield f"{where}/auroc", found
+        named_M = told_MC.any(1)  # a report may name nothing
+        if named_M.any():
+            first_M1 = score_MC.argmax(1)[:, None]
+            hit_M = np.take_along_axis(told_MC, first_M1, 1)[named_M, 0].astype(float)
+            groups = group_M[named_M]
+            yield (
+                f"{where}/named_first",
+                metrics.bootstrap(np.mean, hit_M, groups=groups, draws=draws),
+            )
+            yield f"{where}/named_first/chance", float(told_MC[named_M].mean(1).mean())

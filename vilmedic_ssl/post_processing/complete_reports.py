@@ -68,12 +68,16 @@ def complete_reports(
     how = Sampling(filter_thres=filter_thres, top_p=top_p, temperature=temperature)
     split = split or next((s for s in features.splits if s != "train"), features.splits[0])
     said = list(features.dataset(split).said or [])
+    texts: Any = features.dataset(split).texts
     rows = [row for row in np.random.default_rng(features.seed).permutation(len(said)) if said[row]]
+    if not rows:
+        raise UserError(f"complete_reports: no film of {split} has a report; write another split")
     pages = []
     with torch.random.fork_rng():
         torch.manual_seed(features.seed if seed is None else seed)
         for row in map(int, rows[:images]):
             start = " ".join(said[row].split()[:words]) if begin is None else begin
+            start = texts.prepare(start) or start
             endings = _endings(features, split, model, row, start, how, candidates)
             pages.append({"image": features.dataset(split).ids[row], "row": row, "begin": start})
             pages[-1] |= {"own": said[row], "endings": endings}
@@ -90,20 +94,25 @@ def _endings(
     features: Features, split: str, model: Any, row: int, start: str, how: Any, candidates: int
 ) -> list[dict[str, Any]]:
     """Different texts with log p(image | text), the likeliest first."""
+    import torch
+
     from vilmedic_ssl.errors import UserError
     from vilmedic_ssl.post_processing.report_likelihood import likelihoods
 
     texts: Any = features.dataset(split).texts
     tokenizer = texts.tokenizer
-    ids = texts.batch([start])["input_ids"][:, :-1]  # without what ends a text
+    line = tokenizer(start).input_ids
+    ends = line[-1] in tokenizer.all_special_ids
+    end = line[-1] if ends else tokenizer.eos_token_id
+    ids = torch.tensor([line[:-1] if ends else line])
     if ids.shape[1] >= model.dalle.text_seq_len:
         raise UserError(
             f"complete_reports: the beginning {start!r} fills the {model.dalle.text_seq_len} "
             "tokens of a text; write fewer words"
         )
     device = next(model.parameters()).device
-    end, unknown = tokenizer.sep_token_id, tokenizer.unk_token_id
-    drawn = model.complete(ids.repeat(candidates, 1).to(device), how, end=end, never=unknown)
+    begin, never = ids.repeat(candidates, 1).to(device), tokenizer.unk_token_id
+    drawn = model.complete(begin, how, end=end, never=never)
     found = sorted({tokenizer.decode(line, skip_special_tokens=True) for line in drawn.tolist()})
     found = [text for text in found if text.strip()] or [start]
     text_C, image_C = likelihoods(features, split, model, row, found)

@@ -67,7 +67,8 @@ def generate_images(
         draws: bootstrap draws of the reports' patients for the intervals of `judge`.
 
     Yields:
-        "<split>/generate_images/copies", share of drawn images that were taken for copies; with
+        "<split>/generate_images/copies" (for texts of your own "texts/..."), share of drawn images
+        that were taken for copies; with
         `judge` "<split>/generate_images/judge/auroc" (mean over labels) and "named_first", the
         share of images whose likeliest label is one of their report's, with its chance level.
 
@@ -80,7 +81,7 @@ def generate_images(
     from vilmedic_ssl.nets.dalle_sampling import Sampling
     from vilmedic_ssl.post_processing import _drawn
     from vilmedic_ssl.post_processing._copies import CopyCheck
-    from vilmedic_ssl.post_processing._judged import judged
+    from vilmedic_ssl.post_processing._judged import Judge
 
     features = features.of_best()
     model: Any = features.models[0]
@@ -112,6 +113,11 @@ def generate_images(
         )
     split = split or next((s for s in features.splits if s != "train"), features.splits[0])
     requests = _drawn.chosen_requests(features, split, reports, ids, texts)
+    if texts and (ids or judge):
+        raise ConfigError(
+            "generate_images: texts of your own need no ids, and have no labels to judge"
+        )
+    court = Judge(features, split, judge) if judge else None
     artist = _drawn.Artist(
         features,
         split,
@@ -135,9 +141,9 @@ def generate_images(
     real = [None if row is None else features.images(split, [row])[0] for row in rows]
     _drawn.draw_grid(requests, folder / "grid.png", real)
     drawn, withheld = (sum(getattr(r, name) for r in requests) for name in ("drawn", "copies"))
-    yield f"{split}/generate_images/copies", withheld / drawn
-    if judge is not None:
-        yield from judged(features, split, requests, judge, draws=draws)
+    yield f"{'texts' if texts else split}/generate_images/copies", withheld / drawn
+    if court is not None:
+        yield from court.scores(requests, draws)
     kept = sum(len(request.kept) for request in requests)
     caption = f"{kept} images from {len(requests)} reports of {split}; {withheld} of {drawn} drawn"
     yield f"{caption} are too close to a training film", folder / "grid.png"

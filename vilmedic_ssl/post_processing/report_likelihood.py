@@ -70,21 +70,22 @@ def report_likelihood(
         raise ConfigError("report_likelihood: write images: 1 or more, candidates: 2 or more")
     told: dict[str, Any] = {}
     for split in splits or [split for split in features.splits if split != "train"]:
-        said = np.array(features.dataset(split).said or [])
-        different = sorted(set(said.tolist()) - {""})
+        read = _read(features, split)
+        different = sorted(set(read.values()))
         if len(different) < candidates:
             raise UserError(
-                f"report_likelihood: {split} has {len(different)} different reports; write "
-                f"candidates: {len(different)} or less"
+                f"report_likelihood: to this model {split} has {len(different)} different reports, "
+                f"and {candidates} candidates are asked for; write fewer, 2 at least, or take "
+                f"{split} out"
             )
         dice = np.random.default_rng(features.seed)
-        rows = dice.permutation(np.flatnonzero(said != ""))[:images]
-        found, told[split] = _scores(features, split, model, rows, different, candidates, dice)
+        rows = dice.permutation(sorted(read))[:images]
+        found, told[split] = _scores(features, split, model, rows, read, candidates, dice)
         patients = features.dataset(split).patients
         groups = None if patients is None else [patients[row] for row in rows]
         text_NC, image_NC = found[..., 0], found[..., 1]
         for name, score_NC in zip(BY, (text_NC + image_NC, image_NC, text_NC), strict=True):
-            right_N = (score_NC.argmax(1) == 0).astype(float)
+            right_N = (score_NC[:, 0] > score_NC[:, 1:].max(1)).astype(float)
             value = metrics.bootstrap(np.mean, right_N, groups=groups, draws=draws)
             yield f"{split}/{name}/accuracy", value
         yield f"{split}/report_likelihood/chance", 1 / candidates
@@ -98,7 +99,7 @@ def _scores(
     split: str,
     model: Any,
     rows: np.ndarray,
-    different: list[str],
+    read: dict[int, str],
     candidates: int,
     dice: np.random.Generator,
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
@@ -108,8 +109,9 @@ def _scores(
     from vilmedic_ssl.console import progress
 
     dataset, found, table = features.dataset(split), [], []
+    different = sorted(set(read.values()))
     for row in progress(rows.tolist(), desc=f"{split}, likelihoods", unit="image"):
-        own = (dataset.said or [])[row]
+        own = read[row]
         others = [text for text in different if text != own]
         texts = [own, *dice.choice(others, candidates - 1, replace=False).tolist()]
         text_C, image_C = likelihoods(features, split, model, row, texts)
@@ -119,6 +121,21 @@ def _scores(
         shown = [dict(zip(named, each, strict=True)) for each in told]
         table.append({"image": dataset.ids[row], "candidates": shown})
     return np.stack(found), table
+
+
+def _read(features: Features, split: str) -> dict[int, str]:
+    """The report of each row that has one; of those that are the same tokens to the model, one."""
+    dataset = features.dataset(split)
+    texts: Any = dataset.texts
+    said = {row: text for row, text in enumerate(dataset.said or []) if text}
+    if not said:
+        return {}
+    ids = texts.batch(list(said.values()))["input_ids"].tolist()
+    first: dict[tuple[int, ...], str] = {}
+    return {
+        row: first.setdefault(tuple(line), text)
+        for (row, text), line in zip(said.items(), ids, strict=True)
+    }
 
 
 def likelihoods(
