@@ -154,7 +154,7 @@ def test_the_command_line_says_it_in_one_sentence(tiny, capsys):
         (["model.vae.ckpt=null"], "model.vae.ckpt: DALLE learns the codes of a trained VAE"),
         (["model.vae.ckpt=nowhere"], "model.vae.ckpt: there is no nowhere"),
         (["dataset.transform.mean=[0.5]"], "mean [0.5], but DALLE takes images from 0 to 1"),
-        (["validator.metrics=[probe, code_perplexity]", "model.vae.ckpt=no"], "there is no no"),
+        (["validator.metrics=[probe, code_perplexity]", "model.vae.ckpt=gone"], "there is no gone"),
     ):
         assert main(["train", config, *words, *more]) == 2
         assert told in capsys.readouterr().err

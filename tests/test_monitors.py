@@ -23,7 +23,7 @@ def trained(tiny, name, *more):
 
 
 def test_no_monitor_changes_the_training(tiny, capsys):
-    names = [name for name, metric in METRICS.items() if not metric.scores]
+    names = [n for n, metric in METRICS.items() if not (metric.scores or metric.codes)]
     every = f"validator.metrics=[{','.join(names)}]"
     watched, scores = trained(tiny, "watched", every)
     told = capsys.readouterr().err
@@ -77,9 +77,20 @@ def test_the_models_own_scores_are_measured():
 
 
 def test_scores_of_a_model_without_any_are_one_sentence(tiny):
-    check_scores(["accuracy"], classifies=True)
+    check_scores(["accuracy", "code_perplexity"], classifies=True, encodes=True)
+    with pytest.raises(ConfigError, match="code_perplexity counts the codes of images"):
+        trained(tiny, "codes", "validator.metrics=[code_perplexity]")
     with pytest.raises(ConfigError, match="accuracy reads the model's own class scores"):
         trained(tiny, "none", "validator.metrics=[knn,accuracy]")
+
+
+def test_codes_are_counted():
+    rows = np.eye(2)
+    seen = Seen(rows, rows, rows, codes=np.array([[0, 0, 5, 5], [5, 0, 5, 0]]), codebook=8)
+    assert METRICS["codebook_usage"].score(seen) == 0.25
+    assert METRICS["code_perplexity"].score(seen) == pytest.approx(2.0)
+    seen.codes = np.array([[3, 3], [3, 3]])
+    assert METRICS["code_perplexity"].score(seen) == pytest.approx(1.0)
 
 
 def test_pairs_need_two_views():

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SYNTHETIC = "synthetic: drawn by a model from a text, shows no patient"
 ROUNDS = 4  # draws of a report until enough are no copies
-WRAP = 34  # letters of a line beside pictures
+WRAP, LINES = 30, 9  # letters of a line beside pictures, and lines
 
 
 @dataclass
@@ -242,22 +242,26 @@ def draw_grid(requests: Sequence[Request], path: Path, real: Sequence[np.ndarray
 
     most = max(1, *(len(request.kept) for request in requests))
     own = any(film is not None for film in real)
-    columns = 2 + own + most
-    size = 1.3 * columns + 0.6, 1.5 * len(requests) + 0.5
-    figure = Figure(figsize=size, layout="constrained", facecolor="white")
-    ratios = [2.2] + [1] * (columns - 2)
-    plots = figure.subplots(len(requests), columns - 1, squeeze=False, width_ratios=ratios)
+    columns = 1 + own + most
+    figure = Figure(
+        figsize=(1.3 * columns + 1.0, 1.4 * len(requests) + 0.3),
+        layout="constrained",
+        facecolor="white",
+    )
+    ratios = [1.7] + [1.0] * (columns - 1)
+    plots = figure.subplots(len(requests), columns, squeeze=False, width_ratios=ratios)
     for plot in plots.flat:
         plot.set_axis_off()
     for row, (request, film) in enumerate(zip(requests, real, strict=True)):
         words = textwrap.wrap(request.text, WRAP)
-        told = "\n".join(words[:8] + ["..."] * (len(words) > 8))
-        plots[row, 0].text(0, 0.5, told, fontsize=7, va="center", transform=plots[row, 0].transAxes)
+        told = "\n".join(words[:LINES] + ["..."] * (len(words) > LINES))
+        at = {"va": "center", "transform": plots[row, 0].transAxes}
+        plots[row, 0].text(0, 0.5, told, fontsize=7, **at)
         if film is not None:
             plots[row, 1].imshow(film, cmap="gray", vmin=0, vmax=255)
         for k, (image, _, _) in enumerate(request.kept):
             plots[row, 1 + own + k].imshow(as_bytes(image), cmap="gray", vmin=0, vmax=255)
-    plots[0, 0].set_title("report", fontsize=8)
+    plots[0, 0].set_title("report", fontsize=8, loc="left")
     if own:
         plots[0, 1].set_title("its film", fontsize=8)
     plots[0, 1 + own].set_title("drawn", fontsize=8)
