@@ -55,12 +55,22 @@ INSTEAD = {  # what runs in place of a line, and in its place in the order
     "python bin/train.py config/SELFSUP/simclr-medmnist.yml": [],
     "python bin/train.py config/SELFSUP/simclr-medmnist.yml dataset.name=bloodmnist "
     "dataset.size=64 name=simclr-blood": [],
+    # minutes of drawing; test_generate.py does the same in small
+    "python benchmarks/phantom_sides.py": [],
+    "python bin/train.py config/SELFSUP/sides-phantom.yml": [],
+    "python benchmarks/drawn_films.py": [],
     # credentialed data; own-pairs.md runs the same on the built-in cohort
     "python bin/train.py config/SELFSUP/simclr-mimic.yml trainor.batch_size=16 name=simclr_32": [],
     'python bin/ensemble.py config/SELFSUP/simclr-mimic-eval.yml ckpt_dir=ckpt "ensemblor.splits='
     '[train,validate,test]" name="simclr_32"': [],
 }
-LONG = {"from-the-seeds.md", "own-pairs.md", "transfer.md", "sweeps.md"}  # many trainings each
+LONG = {
+    "pictures-from-reports.md",
+    "from-the-seeds.md",
+    "own-pairs.md",
+    "transfer.md",
+    "sweeps.md",
+}  # many trainings each
 FRAGMENTS = {  # Python that shows a form and is no program: page -> first words
     "architecture.md": ("class ImageFolder(ImageRecords):",),
     "audit.md": ("from vilmedic_ssl.data import audit",),

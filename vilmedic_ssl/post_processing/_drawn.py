@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SYNTHETIC = "synthetic: drawn by a model from a text, shows no patient"
 ROUNDS = 4  # draws of a report until enough are no copies
+ACROSS = 8  # images of a report in the picture
 WRAP, LINES = 30, 9  # letters of a line beside pictures, and lines
 
 
@@ -237,10 +238,10 @@ def as_bytes(image_CHW: Tensor) -> np.ndarray:
 
 
 def draw_grid(requests: Sequence[Request], path: Path, real: Sequence[np.ndarray | None]) -> None:
-    """A row per request: its text, the film it belongs to, the images drawn."""
+    """A row per request: its text, the film it belongs to, the first images drawn."""
     from matplotlib.figure import Figure
 
-    most = max(1, *(len(request.kept) for request in requests))
+    most = min(ACROSS, max(1, *(len(request.kept) for request in requests)))
     own = any(film is not None for film in real)
     columns = 1 + own + most
     figure = Figure(
@@ -259,7 +260,7 @@ def draw_grid(requests: Sequence[Request], path: Path, real: Sequence[np.ndarray
         plots[row, 0].text(0, 0.5, told, fontsize=7, **at)
         if film is not None:
             plots[row, 1].imshow(film, cmap="gray", vmin=0, vmax=255)
-        for k, (image, _, _) in enumerate(request.kept):
+        for k, (image, _, _) in enumerate(request.kept[:ACROSS]):
             plots[row, 1 + own + k].imshow(as_bytes(image), cmap="gray", vmin=0, vmax=255)
     plots[0, 0].set_title("report", fontsize=8, loc="left")
     if own:
