@@ -218,6 +218,23 @@ def test_mistakes_are_one_sentence(runs, keys, told, capsys):
     assert re.search(told, error), error
 
 
+def test_reconstructions_are_drawn_while_a_model_trains(tiny, capsys):
+    for name in ("VAE", "MAE"):
+        config = resume.config_of(name, tiny(name))
+        config["validator"]["reconstructions"] = 3
+        folder = train(config)
+        pictures = sorted((folder / "reconstructions").glob("epoch_*_step_*_0.png"))
+        assert pictures and f"reconstructions {pictures[-1]}" in capsys.readouterr().err
+    config["overwrite"] = True
+    config["trainor"]["max_steps"] = 2
+    train(config)
+    assert [p.name for p in pictures[-1].parent.glob("*.png")] == ["epoch_0001_step_000002_0.png"]
+    config = resume.config_of("SimCLR", tiny("still"))
+    config["validator"]["reconstructions"] = 3
+    with pytest.raises(ConfigError, match="SimCLR draws no images of this data; write 0"):
+        train(config)
+
+
 def test_other_models_say_what_is_missing(runs, capsys):
     config = load(runs["VAE"] / "config_0.yml")
     listed = ["report_likelihood", "complete_reports", "plot_reconstruction"]

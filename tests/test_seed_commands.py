@@ -1,5 +1,6 @@
-"""ConVIRT and GLoRIA as ViLMedic's page writes them: its blocks, its folders, its commands."""
+"""ConVIRT, GLoRIA, VAE and DALLE as ViLMedic's page writes them: its blocks, folders, commands."""
 
+import shlex
 import shutil
 
 import numpy as np
@@ -126,6 +127,40 @@ def test_the_whole_block_trains(name, layout, capsys):
     assert len(list(place.glob("*_embeddings.npy"))) == 2
     told = capsys.readouterr().err
     assert "failed" not in told and "dataset.seq.mirror=0.5" in told
+
+
+def test_vae_and_dalle_by_the_pages_commands(layout, capsys):
+    """Its three command lines, with smaller numbers, in its folders."""
+    home = layout / "data/CLIP/mimic-cxr"
+    home.mkdir(parents=True)
+    for split in ("train", "validate", "test"):
+        shutil.copy(layout / f"data/SELFSUP/mimic-cxr/{split}.image.tok", home)
+        report = layout / f"data/SELFSUP/mimic-cxr/{split}.report.tok"
+        shutil.copy(report, home / f"{split}.impression.tok")
+    quick = ["num_workers=0", "device=cpu", "trainor.max_steps=2"]
+    vae = shlex.split("""model.image_size=32 model.num_layers=2 model.num_tokens=64 model.codebook_dim=16
+        model.hidden_dim=8 trainor.batch_size=4 trainor.grad_accu=4 name=vae""")
+    size = ["dataset.resize=32", "dataset.crop=32"]
+    assert main(["train", "config/CLIP/vae.yml", *vae, *size, *quick]) == 0, capsys.readouterr().err
+    (file,) = (layout / "ckpt/vae").glob("0.*_1_0.pth")
+    assert len(list((layout / "ckpt/vae/reconstructions").glob("epoch_0001_*.png"))) == 1
+    shape = shlex.split("""model.vae.image_size=32 model.dalle.dim=32 model.dalle.heads=2
+        model.dalle.dim_head=16 model.dalle.depth=2""")
+    rest = shlex.split("""trainor.batch_size=3 trainor.clip_grad_norm=0.5 trainor.grad_accu=5
+        trainor.lr_decay_params.patience=1 name=dalle""")
+    size = ["dataset.image.resize=32", "dataset.image.crop=32"]
+    words = [*shape, *rest, f"model.vae.ckpt={file}", *size, *quick]
+    assert main(["train", "config/CLIP/dalle.yml", *words]) == 0, capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "hidden_dim 8" in told and "text_loss" in told and "image_loss" in told
+    (best,) = (layout / "ckpt/dalle").glob("[0-9]*_1_0.pth")
+    file.unlink()  # its weights are in the other's checkpoint
+    words = [*shape, "name=dalle", "ckpt_dir=ckpt", f"ckpt={best.name}", *size, *quick[:2]]
+    words += [f"model.vae.ckpt={file}", "ensemblor.generate_images=True"]
+    assert main(["ensemble", "config/CLIP/dalle.yml", *words]) == 0, capsys.readouterr().err
+    assert "did not finish" not in capsys.readouterr().err
+    (drawn,) = (layout / "ckpt/dalle/post_processing").glob("generate_images_*_001")
+    assert len(list(drawn.glob("*/report.txt"))) == 4 and len(list(drawn.glob("*/[0-4].png"))) == 20
 
 
 def old_file(layout, transform, **seq):
