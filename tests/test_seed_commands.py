@@ -138,8 +138,9 @@ def test_vae_and_dalle_by_the_pages_commands(layout, capsys):
         report = layout / f"data/SELFSUP/mimic-cxr/{split}.report.tok"
         shutil.copy(report, home / f"{split}.impression.tok")
     quick = ["num_workers=0", "device=cpu", "trainor.max_steps=2"]
-    vae = shlex.split("""model.image_size=32 model.num_layers=2 model.num_tokens=64 model.codebook_dim=16
-        model.hidden_dim=8 trainor.batch_size=4 trainor.grad_accu=4 name=vae""")
+    vae = shlex.split("""model.image_size=32 model.num_layers=2 model.num_tokens=64
+        model.codebook_dim=16 model.hidden_dim=8 trainor.batch_size=4 trainor.grad_accu=4
+        name=vae""")
     size = ["dataset.resize=32", "dataset.crop=32"]
     assert main(["train", "config/CLIP/vae.yml", *vae, *size, *quick]) == 0, capsys.readouterr().err
     (file,) = (layout / "ckpt/vae").glob("0.*_1_0.pth")
