@@ -171,11 +171,13 @@ def test_reports_are_scored_and_completed(runs, capsys):
         runs,
         {"report_likelihood": {"images": 6, "candidates": 4, "draws": 30}},
         {"complete_reports": {"images": 2, "candidates": 5}},
+        {"word_heatmap": {"images": 1}},
         {"complete_reports": {"images": 1, "candidates": 3, "begin": "No", "split": "validate"}},
         {"zero_shot": {"prompts": PROMPTS, "protocol": "class_prompts", "references": []}},
         labels=True,
     )
-    assert "failed" not in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "failed" not in told and "DALLE does not tell where in an image a text is seen" in told
     assert results["test/report_likelihood/chance"] == 0.25
     for name in ("", "image_given_text/", "text_alone/"):
         assert 0 <= results[f"test/report_likelihood/{name}accuracy"] <= 1

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vilmedic_ssl import dist
-from vilmedic_ssl.errors import ConfigError
+from vilmedic_ssl.errors import ConfigError, UserError
 from vilmedic_ssl.losses.discrete import token_entropy
 from vilmedic_ssl.models.pairs import PairedModel
 from vilmedic_ssl.models.vae import Implementation, codes_of, fitted, pictures, vae_of
@@ -299,6 +299,20 @@ class DALLE(PairedModel):
             blank_1T = torch.zeros_like(text_MT[:1])
             found_NM = found_NM - self.of_images(codes_NK, blank_1T)[1] / codes_NK.shape[1]
         return found_NM
+
+    def heat(
+        self, images: Tensor, input_ids: Tensor, attention_mask: Tensor, words: Tensor
+    ) -> Tensor:
+        """
+        Raises:
+            UserError: there is no such map.
+        """
+        raise UserError(
+            "DALLE does not tell where in an image a text is seen; take grounding and word_heatmap "
+            "out of ensemblor.post_processing"
+        )
+
+    word_heat = heat
 
     def of_images(self, codes_NK: Tensor, text_MT: Tensor) -> tuple[Tensor, Tensor]:
         """`likelihood` of every image with every text: log p(text) and log p(image | text), both

@@ -54,12 +54,17 @@ def grad_cam(
         with torch.enable_grad():
             score_B = score(images_BCHW.detach().requires_grad_())
             given = seen.get("at", images_BCHW.new_zeros((), requires_grad=True))
-            (gradient,) = torch.autograd.grad(score_B.sum(), given, allow_unused=True)
+            gradient = None
+            if given.requires_grad and score_B.requires_grad:  # not through codes of an image
+                (gradient,) = torch.autograd.grad(score_B.sum(), given, allow_unused=True)
     finally:
         for hook in hooks:
             hook.remove()
     if gradient is None:
-        raise UserError(f"layer: the score does not depend on {layer!r}; name another, or null")
+        raise UserError(
+            f"layer: the score does not depend on {layer!r} by a gradient; name another, or null, "
+            "or take the method occlusion"
+        )
     size = images_BCHW.shape[-2], images_BCHW.shape[-1]
     at, slope = (as_map(x.detach().float(), seen["net"], size) for x in (seen["at"], gradient))
     return normalised((slope.mean((2, 3), keepdim=True) * at).sum(1))
