@@ -117,7 +117,7 @@ def test_films_are_begun_with(runs):
     artist = _drawn.Artist(
         *(features, "test", Sampling()),
         begin=0.25,
-        judge=None,
+        rank=None,
         check=check,
         withhold=False,
         batch_size=2,
@@ -152,7 +152,7 @@ def test_a_training_film_is_a_copy_and_is_withheld(runs, capsys):
     artist = _drawn.Artist(
         *(features, "test", Sampling()),
         begin=0.0,
-        judge=None,
+        rank=None,
         check=check,
         withhold=True,
         batch_size=4,

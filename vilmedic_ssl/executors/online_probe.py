@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vilmedic_ssl import dist
+from vilmedic_ssl import console, dist
+from vilmedic_ssl.data.datasets.base import MedicalDataset
+from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.losses import label_entropy
 from vilmedic_ssl.models.base import PretrainingModel, as_views
 
@@ -30,6 +32,25 @@ class OnlineProbe:
         self.classes, self.device = classes, device
         self.linear: nn.Linear | None = None  # as wide as the first features
         self.optimizer: torch.optim.Optimizer | None = None
+
+    @classmethod
+    def beside(cls, dataset: MedicalDataset, device: torch.device) -> OnlineProbe:
+        """One for a training on these images, announced.
+
+        Raises:
+            UserError: they have no labels.
+        """
+        if dataset.labels is None:
+            raise UserError(
+                "validator.metrics: probe learns from the labels of the training split, which has "
+                "none; take it out, or give it labels: they come from class folders, or from "
+                "dataset.label"
+            )
+        console.say(
+            "probe: a linear layer learns the labels of train beside the encoder, which gets no "
+            "gradient from it; do not choose by it what is later called label-free"
+        )
+        return cls(len(dataset.label_names), device)
 
     def learn(
         self, model: PretrainingModel, batch: dict[str, Any], cast: Callable[[], Any]

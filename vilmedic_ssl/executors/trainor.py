@@ -79,7 +79,8 @@ class Trainor:
         scaled = self.amp_dtype == torch.float16 and self.device.type == "cuda"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
         self.ema = WeightAverage(self.model, settings.ema) if settings.ema else None
-        self.probe = self._probe() if "probe" in validator.names else None
+        probed = "probe" in validator.names
+        self.probe = OnlineProbe.beside(loader.dataset, self.device) if probed else None
         self.progress = Progress(lower_is_better=lower_is_better)
         self.saved_at = 0
         self.epoch_steps = len(loader)
@@ -337,20 +338,6 @@ class Trainor:
             "with the gradient of the whole"
         )
         return chunk
-
-    def _probe(self) -> OnlineProbe:
-        dataset = self.loader.dataset
-        if dataset.labels is None:
-            raise UserError(
-                "validator.metrics: probe learns from the labels of the training split, which has "
-                "none; take it out, or give it labels: they come from class folders, or from "
-                "dataset.label"
-            )
-        console.say(
-            "probe: a linear layer learns the labels of train beside the encoder, which gets no "
-            "gradient from it; do not choose by it what is later called label-free"
-        )
-        return OnlineProbe(len(dataset.label_names), self.device)
 
     def _lr_factor(self) -> float:
         at = self.progress

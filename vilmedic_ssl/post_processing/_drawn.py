@@ -81,7 +81,7 @@ class Artist:
 
     Args:
         begin: share of the codes of a report's own film that its images begin with.
-        judge: how well an image (C, H, W) fits a text; None = nobody ranks.
+        rank: how well an image (C, H, W) fits a text; None = all are equal.
         check: tells copies; withhold: they are not kept.
     """
 
@@ -92,13 +92,13 @@ class Artist:
         how: Any,
         *,
         begin: float,
-        judge: Any,
+        rank: Any,
         check: CopyCheck,
         withhold: bool,
         batch_size: int,
     ):
         self.features, self.split, self.how, self.begin = features, split, how, begin
-        self.judge, self.check, self.withhold, self.size = judge, check, withhold, batch_size
+        self.rank, self.check, self.withhold, self.size = rank, check, withhold, batch_size
         self.model: Any = features.models[0]
         self.texts: Any = features.dataset(split).texts
         self.device = next(self.model.parameters()).device
@@ -143,7 +143,7 @@ class Artist:
                 if nearest.copy:
                     request.copies += 1
                 if not (nearest.copy and self.withhold):
-                    fits = None if self.judge is None else self.judge(image, request.text)
+                    fits = None if self.rank is None else self.rank(image, request.text)
                     request.kept.append((image, nearest, fits))
         bar.close()
 

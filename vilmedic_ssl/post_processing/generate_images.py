@@ -123,7 +123,7 @@ def generate_images(
         split,
         how,
         begin=begin,
-        judge=_drawn.ranker(features, rerank) if rerank else None,
+        rank=_drawn.ranker(features, rerank) if rerank else None,
         check=CopyCheck(features, model),
         withhold=copies == "withhold",
         batch_size=batch_size,
