@@ -44,7 +44,7 @@ SMALL_DALLE = {"dim": 32, "depth": 2, "heads": 2, "dim_head": 12}
 
 def drawing(node, phantom):
     """Small networks for what draws, and a VAE for DALLE to read."""
-    model = node["model"]
+    model = node.get("model") or {"proto": None}  # of a flow
     if model["proto"] == "VAE":
         return [f"model.{key}={value}" for key, value in SMALL_VAE.items()]
     if model["proto"] != "DALLE":
@@ -134,9 +134,9 @@ def data(node, phantom):
         root = phantom.with_name("medmnist")
         write_set(root, node["dataset"]["name"], counts=(48, 16, 24))
         return [f"dataset.root={root}"]
-    if node["model"]["proto"] in ("VAE", "DALLE"):
+    if small := drawing(node, phantom):
         table = [f"dataset.manifest={phantom / 'manifest.csv'}"]
-        return [*table, *flat(node), *size, *drawing(node, phantom)]
+        return [*table, *flat(node), *size, *small]
     if "text" in node["dataset"]:
         size += [TINY_TEXT, "model.cnn.backbone=test_resnet"]
         if "brain" in node["dataset"]["manifest"]:

@@ -134,7 +134,7 @@ def test_a_teacher_stands_in_for_labels_where_none_are_looked_at():
 
 @pytest.fixture
 def teacher(tiny):
-    return train(resume.config_of("Classifier", tiny("teacher")))
+    return train(resume.config_of("Classifier", tiny("Classifier")))
 
 
 def test_from_a_run_folder_to_scores(tiny, teacher, capsys):

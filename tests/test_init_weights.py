@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from methods import TRANSFORMERS_ONLY, node_of
+from methods import node_of, of_one_encoder
 from torch import nn
 from torchvision.models import resnet18
 
@@ -30,8 +30,9 @@ METHODS = protos("models")
 
 def model_of(name="SimCLR", encoder=None, **more):
     """A small model and its node; `encoder`: keys of another one."""
-    node = node_of(name, "no norm" if name in TRANSFORMERS_ONLY else "batch norm", **more)
-    node["cnn"] = {"proto": "CNN", **encoder} if encoder else node["cnn"]
+    node = node_of(name, "no norm" if of_one_encoder(name) else "batch norm", **more)
+    if encoder:
+        node["cnn"] = {"proto": "CNN", **encoder}
     return build(node, where="model"), node
 
 
@@ -94,7 +95,7 @@ def test_the_same_model_takes_everything(name, tmp_path):
     assert start.trained_on.tolist() == [5, 7]
 
 
-@pytest.mark.parametrize("name", [m for m in METHODS if m not in TRANSFORMERS_ONLY])
+@pytest.mark.parametrize("name", [m for m in METHODS if not of_one_encoder(m)])
 def test_another_method_takes_the_judged_encoder(name, tmp_path):
     """Of DINO that is the teacher's; a target network starts as the network it follows."""
     old, node = model_of(name)

@@ -77,15 +77,16 @@ def settle_pixels(node: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: the config normalises them.
     """
-    if not getattr(find(node["model"]["proto"], folder="models"), "pixels", False):
+    name = (node.get("model") or {}).get("proto")  # a flow's data has no model of its own
+    if name is None or not getattr(find(name, folder="models"), "pixels", False):
         return
     home = node["dataset"]
     owner = next((home[k] for k in ("image", "transform") if isinstance(home.get(k), dict)), home)
     for key, plain in (("mean", 0.0), ("std", 1.0)):
         if key in owner and set(owner[key] or [plain]) != {plain}:
             raise ConfigError(
-                f"dataset: {key} {owner[key]}, but {node['model']['proto']} takes images from 0 to "
-                f"1 as they are; leave {key} out"
+                f"dataset: {key} {owner[key]}, but {name} takes images from 0 to 1 as they "
+                f"are; leave {key} out"
             )
         owner[key] = [plain]
 
