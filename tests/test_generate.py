@@ -170,6 +170,7 @@ def test_reports_are_scored_and_completed(runs, capsys):
     results, folder = scored(
         runs,
         {"report_likelihood": {"images": 6, "candidates": 4, "draws": 30}},
+        {"complete_reports": {"images": 1, "words": 0, "candidates": 2, "split": "train"}},
         {"complete_reports": {"images": 2, "candidates": 5}},
         {"word_heatmap": {"images": 1}},
         {"complete_reports": {"images": 1, "candidates": 3, "begin": "No", "split": "validate"}},

@@ -42,7 +42,7 @@ def report_likelihood(
 
     Args:
         images: how many of a split, at random, always the same ones.
-        candidates: reports per image, its own among them.
+        candidates: reports per image, its own among them; all, where a split has not as many.
         splits: null = those of ensemblor.splits without train.
         draws: bootstrap draws of patients for the 95 % intervals.
 
@@ -52,11 +52,12 @@ def report_likelihood(
         "text_alone/accuracy" by log p(text), which knows nothing of the image.
 
     Raises:
-        UserError: the model does not draw from texts; too few different reports.
+        UserError: the model does not draw from texts; no two different reports.
     """
     import json
 
     from vilmedic_ssl import metrics
+    from vilmedic_ssl.console import warn
     from vilmedic_ssl.errors import ConfigError, UserError
 
     features = features.of_best()
@@ -72,15 +73,20 @@ def report_likelihood(
     for split in splits or [split for split in features.splits if split != "train"]:
         read = _read(features, split)
         different = sorted(set(read.values()))
-        if len(different) < candidates:
+        if len(different) < 2:
             raise UserError(
-                f"report_likelihood: to this model {split} has {len(different)} different reports, "
-                f"and {candidates} candidates are asked for; write fewer, 2 at least, or take "
-                f"{split} out"
+                f"report_likelihood: to this model all reports of {split} are the same, or it has "
+                f"none; take {split} out of ensemblor.splits"
+            )
+        among = min(candidates, len(different))
+        if among < candidates:
+            warn(
+                f"report_likelihood: to this model {split} has {among} different reports, so its "
+                f"films choose among {among}"
             )
         dice = np.random.default_rng(features.seed)
         rows = dice.permutation(sorted(read))[:images]
-        found, told[split] = _scores(features, split, model, rows, read, candidates, dice)
+        found, told[split] = _scores(features, split, model, rows, read, among, dice)
         patients = features.dataset(split).patients
         groups = None if patients is None else [patients[row] for row in rows]
         text_NC, image_NC = found[..., 0], found[..., 1]
@@ -88,7 +94,7 @@ def report_likelihood(
             right_N = (score_NC[:, 0] > score_NC[:, 1:].max(1)).astype(float)
             value = metrics.bootstrap(np.mean, right_N, groups=groups, draws=draws)
             yield f"{split}/{name}/accuracy", value
-        yield f"{split}/report_likelihood/chance", 1 / candidates
+        yield f"{split}/report_likelihood/chance", 1 / among
     path = out / f"report_likelihood_{features.tag}.json"
     path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     yield "reports by their likelihood: every candidate", path
