@@ -133,12 +133,8 @@ def older(version: str) -> ModuleType:
     for name in [name for name in sys.modules if name.split(".")[0] == "dalle_pytorch"]:
         del sys.modules[name]
     sys.path.insert(0, str(folder))
-    absent = {name: ModuleType(name) for name in dalle_package.ABSENT}
-    for name in ("VQModel", "GumbelVQ"):
-        setattr(absent["taming.models.vqgan"], name, None)
-    absent["pkg_resources"].get_distribution = dalle_package._distribution  # type: ignore
-    sys.modules.update(absent)
-    return importlib.import_module("dalle_pytorch")
+    with dalle_package.standing_in():
+        return importlib.import_module("dalle_pytorch")
 
 
 def drawing(version: str, module: Any, pairs: int, goal: float, *, least: bool) -> tuple[str, ...]:

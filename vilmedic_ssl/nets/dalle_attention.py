@@ -200,9 +200,9 @@ class Linear(nn.Linear):
 class Attention(nn.Module):
     """Causal attention; which positions are seen is the caller's mask."""
 
-    def __init__(self, dim: int, heads: int, width: int, dropout: float, kind: Kind):
+    def __init__(self, dim: int, heads: int, width: int, dropout: float):
         super().__init__()
-        self.heads, self.kind = heads, kind
+        self.heads = heads
         self.to_qkv = Linear(dim, 3 * heads * width, bias=False)
         self.to_out = nn.Sequential(Linear(heads * width, dim), nn.Dropout(dropout))
 

@@ -4,9 +4,11 @@ the same numbers. It is optional: what it depends on can neither be built nor im
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import sys
+from collections.abc import Iterator
 from dataclasses import fields
 from functools import cache
 from types import ModuleType, SimpleNamespace
@@ -27,32 +29,40 @@ INSTALL = (
 ABSENT = ("taming", "taming.models", "taming.models.vqgan", "pkg_resources")
 
 
-@cache
-def package() -> Any:
-    """The module, imported beside stand-ins for what it only needs for other models.
-
-    Raises:
-        Unobtainable: it is not installed, or an older version, whose conv_like layers differ.
-    """
+@contextlib.contextmanager
+def standing_in() -> Iterator[None]:
+    """Stand-ins for what the package imports, and only needs for other models."""
     kept = {name: sys.modules.get(name) for name in ABSENT}
-    stand_ins = {name: ModuleType(name) for name in ABSENT}
+    made = {name: ModuleType(name) for name in ABSENT}
     for name in ("VQModel", "GumbelVQ"):
-        setattr(stand_ins["taming.models.vqgan"], name, None)
-    stand_ins["pkg_resources"].get_distribution = _distribution  # type: ignore[attr-defined]
-    sys.modules.update(stand_ins)
+        setattr(made["taming.models.vqgan"], name, None)
+    made["pkg_resources"].get_distribution = _distribution  # type: ignore[attr-defined]
+    sys.modules.update(made)
     try:
-        found = importlib.import_module("dalle_pytorch")
-        version = importlib.metadata.version("dalle-pytorch")
-    except ImportError as error:
-        raise Unobtainable(
-            f"model.implementation: dalle_pytorch cannot be imported ({error}); {INSTALL}"
-        ) from error
+        yield
     finally:
         for name, module in kept.items():
             if module is None:
                 del sys.modules[name]
             else:
                 sys.modules[name] = module
+
+
+@cache
+def package() -> Any:
+    """The module.
+
+    Raises:
+        Unobtainable: it is not installed, or an older version, whose conv_like layers differ.
+    """
+    try:
+        with standing_in():
+            found = importlib.import_module("dalle_pytorch")
+        version = importlib.metadata.version("dalle-pytorch")
+    except ImportError as error:
+        raise Unobtainable(
+            f"model.implementation: dalle_pytorch cannot be imported ({error}); {INSTALL}"
+        ) from error
     if not version.startswith("1.6."):
         raise Unobtainable(f"model.implementation: dalle-pytorch {version} is no 1.6; {INSTALL}")
     return found

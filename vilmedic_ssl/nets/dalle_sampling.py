@@ -111,12 +111,13 @@ def draw_codes(
     twice = 1 + guided
     cache = net.cache(len(text_BT)) if use_cache else None
     for at in range(begin, net.image_seq_len):
-        known = codes_BN[:, :at].repeat(twice, 1)
         if cache is None:
-            logits = net(text_BT, known)[1][:, -1]
+            logits = net(text_BT, codes_BN[:, :at].repeat(twice, 1))[1][:, -1]
         else:
-            first = at == begin
-            x = net.embedded(text_BT, known) if first else net.embedded_codes(known[:, -1:], at - 1)
+            if at == begin:
+                x = net.embedded(text_BT, codes_BN[:, :at].repeat(twice, 1))
+            else:
+                x = net.embedded_codes(codes_BN[:, at - 1 : at].repeat(twice, 1), at - 1)
             logits = net.image_logits(net.grown(x, cache)[:, -1])
         if guided:
             with_text, without = logits.chunk(2)

@@ -201,10 +201,10 @@ class Transformer(nn.Module):
         attentions: dict[int, Attention] = {}
         nets: dict[int, FeedForward] = {}
         shift = 2 * shape.shift_tokens  # one module that shifts, one that names it
-        for number, (kind, own_attention, own_net) in enumerate(plan, start=1):
+        for number, (_, own_attention, own_net) in enumerate(plan, start=1):
             if own_attention not in attentions:
                 size = shape.dim, shape.heads, shape.dim_head
-                attentions[own_attention] = Attention(*size, shape.attn_dropout, kind)
+                attentions[own_attention] = Attention(*size, shape.attn_dropout)
             if own_net not in nets:
                 nets[own_net] = FeedForward(shape.dim, shape.ff_dropout)
             inner = (attentions[own_attention], 1 + shift), (nets[own_net], shift)
