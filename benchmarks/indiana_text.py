@@ -15,7 +15,6 @@ were set beforehand and never tuned. --keep holds what is done, to go on after a
 import argparse
 import csv
 import os
-import sys
 import time
 from pathlib import Path
 
