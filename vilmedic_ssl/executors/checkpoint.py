@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import random
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ OF_A_RUN = {
     *("model", "ema", "optimizer", "scaler", "random"),
     *("progress", "config", "seed", "data", "trained_on"),
 }
+ZIP = b"PK\x03\x04"  # by which torch.load knows an archive
 LAST = re.compile(r"last_(?P<seed>\d+)\.pth")
 NAME = re.compile(r"(?P<score>[-+0-9.einfa]+)_(?P<epoch>\d+)_(?P<seed>\d+)\.pth")
 
@@ -81,6 +83,36 @@ def remove(paths: list[Path]) -> None:
         path.unlink(missing_ok=True)
 
 
+def verify(path: Path, where: str = "") -> None:
+    """Compare the bytes of each record with its checksum, which `torch.load` does not look at. A
+    file without checksums passes: one from before torch 1.6, which is no archive, or one written
+    with `torch.serialization.set_crc32_options(False)`.
+
+    Args:
+        where: what stands before the sentence, `init_from: ` for example.
+
+    Raises:
+        UserError: they differ.
+    """
+    try:
+        with path.open("rb") as file:
+            if file.read(len(ZIP)) != ZIP:
+                return
+            with zipfile.ZipFile(file) as archive:
+                if not any(info.CRC for info in archive.infolist()):
+                    return
+                damaged = archive.testzip()
+    except PermissionError:
+        return  # which torch.load tells
+    except Exception as error:  # zipfile raises half a dozen kinds for damaged files
+        damaged = str(error)
+    if damaged is not None:
+        raise UserError(
+            f"{where}{path} is not a readable checkpoint: its content is not what was written "
+            f"({damaged}), so it is damaged; copy it again, or take another one"
+        )
+
+
 def read(path: Path) -> dict[str, Any]:
     """A checkpoint of ours on the CPU; nothing in it is executed.
 
@@ -93,6 +125,7 @@ def read(path: Path) -> dict[str, Any]:
             f"there is no checkpoint {path}; "
             f"{'there are ' + ', '.join(there) if there else 'train first'}"
         )
+    verify(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds for damaged files

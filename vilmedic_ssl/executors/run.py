@@ -65,7 +65,8 @@ class Run:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 stack.callback(_remove_if_empty, self.folder)
             here = f"{self.folder}, seed {self.seed}, is being {doing}"
-            remedy = "wait for it or stop it, or write another name= or seed="
+            remedy = "wait for it or stop it"
+            remedy += ", or write another name= or seed=" if doing == "trained" else ""
             stack.enter_context(locks.owner(self.lock_file, here, remedy))
             for folder in (self.folder, self.folder / "reconstructions"):
                 files.remove_partials(folder)

@@ -53,7 +53,7 @@ def train(config: Mapping[str, Any], *, audit: bool = True) -> Path:
         audit: false = the caller has audited this data.
 
     Raises:
-        UserError: wrong config, data or checkpoint.
+        UserError: wrong config, data or checkpoint; another process is at work on the run.
         Leak: the audit found one that is not allowed.
         Diverged: the loss stopped being finite.
         Interrupted: a signal arrived; a checkpoint was written.
@@ -109,6 +109,8 @@ def _train(
     if experiment.ckpt:
         source = checkpoint.find(run.folder, experiment.ckpt, run.seed)
         content = checkpoint.read_run(source)
+        if source.resolve().parent != run.folder.resolve():  # this run begins here
+            old = _old_files(run, experiment.overwrite)
     else:
         drawn = run.folder.glob(f"reconstructions/*_{run.seed}.png")
         old = [*_old_files(run, experiment.overwrite), run.init_file, *drawn]
