@@ -1,9 +1,11 @@
 """A run folder: one owner, whole files, and the same end whenever a training is killed."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,13 +16,18 @@ import pytest
 import torch
 from conftest import CONFIG, REPOSITORY, tiny_overrides
 
-from vilmedic_ssl import files
+from vilmedic_ssl import config, files
 from vilmedic_ssl.cli import main
 from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.executors import checkpoint
 from vilmedic_ssl.executors.init_weights_read import read_weights
+from vilmedic_ssl.executors.resume import refuse_changes
 from vilmedic_ssl.executors.run import Run, read_log
+from vilmedic_ssl.executors.settings import TrainorSettings, ValidatorSettings
+from vilmedic_ssl.executors.sweep_space import words_of
 from vilmedic_ssl.experiment import load_config, train
+from vilmedic_ssl.experiment.settings import check
+from vilmedic_ssl.schema import plain
 
 FORK = multiprocessing.get_context("fork")
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -304,6 +311,8 @@ def test_a_run_has_one_owner_and_the_lock_ends_with_it(tiny, tmp_path, capfd):
             for word in ("seed 0, is being trained by process", str(process.pid), "name="):
                 assert word in told
             assert "Traceback" not in told
+        assert main(["ensemble", str(CONFIG), *words]) == 2
+        assert f"seed 0, is being trained by process {process.pid}" in capfd.readouterr().err
         assert {p: p.read_bytes() for p in folder.iterdir()} == before
         assert main(["train", str(CONFIG), *words, "seed=1"]) == 0  # another owner
     finally:
@@ -413,3 +422,126 @@ def test_a_flipped_bit_in_weights_of_other_programs_is_refused(tmp_path):
     old = tmp_path / "old.pth"  # no archive, no checksum
     torch.save({"w": torch.ones(2)}, old, _use_new_zipfile_serialization=False)
     assert len(read_weights(old).tensors) == 1
+
+
+# ---------------------------------------------------------------- what a resume may change
+
+FREE = {  # key -> another value
+    "trainor.optim_params": {"lr": 1e-4, "weight_decay": 0.3},
+    "trainor.lr_scaling": "sqrt",
+    "trainor.lr_biases": 0.01,
+    "trainor.weight_decay_end": 0.4,
+    "trainor.lr_decay": "plateau",
+    "trainor.lr_decay_params": {"patience": 3},
+    "trainor.epochs": 7,
+    "trainor.max_steps": 9,
+    "trainor.eval_start": 1,
+    "trainor.eval_every": 2,
+    "trainor.eval_every_steps": 4,
+    "trainor.early_stop": 8,
+    "trainor.early_stop_start": 1,
+    "trainor.decay_metric_start": 1,
+    "trainor.decay_on_training_loss": True,
+    "trainor.clip_grad_norm": 1.0,
+    "trainor.use_amp": True,
+    "trainor.amp_dtype": "bf16",
+    "trainor.channels_last": False,
+    "trainor.ema": 0.5,
+    "trainor.ema_end": 1.0,
+    "trainor.save_every": 1,
+    "trainor.log_every": 1,
+    "validator.metrics": ["feature_std"],
+    "model.forward_batch_size": 8,
+    "dataset.transform.load_memory": False,
+    "dataset.transform.cache": True,
+    "dataset.transform.cache_gb": 1.0,
+}
+REFUSED = {
+    "trainor.optimizer": "SGD",
+    "trainor.batch_size": 8,
+    "trainor.layer_decay": 0.5,
+    "trainor.lr_scales": {"head.*": 2.0},
+    "trainor.grad_accu": 2,
+    "trainor.drop_last": False,
+    "trainor.sampling": "balanced",
+    "trainor.early_stop_metric": "effective_rank",
+    "trainor.ema": None,
+    "validator.splits": ["train"],
+    "validator.batch_size": 7,
+    "model.loss.tau": 0.7,
+    "dataset.transform.train": "imagenet",
+    "dataset.transform.mean": [0.1],
+}
+ELSEWHERE = {"validator.reconstructions"}  # free, of methods that draw
+
+
+def changed(node, key, value):
+    """A copy of a config with one dotted key set."""
+    first, _, rest = key.partition(".")
+    inner = changed(node[first], rest, value) if rest else value
+    return {**node, first: inner}
+
+
+def value_of(node, key):
+    for part in key.split("."):
+        node = node[part]
+    return node
+
+
+@pytest.fixture(scope="module")
+def resolved(phantom):
+    words = tiny_overrides(phantom, phantom, "a")
+    return check(plain(load_config(CONFIG, [*words, "trainor.ema=0.9"])))
+
+
+def test_of_every_key_it_is_decided_whether_a_resume_may_change_it(resolved, tmp_path):
+    keys = {f"trainor.{f.name}" for f in dataclasses.fields(TrainorSettings)}
+    keys |= {f"validator.{f.name}" for f in dataclasses.fields(ValidatorSettings)}
+    assert keys <= set(FREE) | set(REFUSED) | ELSEWHERE
+    for key, value in FREE.items():
+        assert value != value_of(resolved, key)
+        refuse_changes(resolved, changed(resolved, key, value), "last_0.pth")
+    for key, value in REFUSED.items():
+        other = changed(resolved, key, value)
+        with pytest.raises(UserError, match=f"as {key}, which its state"):
+            refuse_changes(other, resolved, "last_0.pth")
+        with pytest.raises(UserError, match=f"as {key}, which its state") as caught:
+            refuse_changes(resolved, other, "last_0.pth")
+        word = shlex.split(str(caught.value).partition("; write ")[2].partition(", or")[0])
+        (tmp_path / "c.yml").write_text(config.dump(other))
+        refuse_changes(resolved, plain(config.load(tmp_path / "c.yml", word)), "last_0.pth")
+
+
+def test_the_order_of_splits_and_a_batch_size_by_default_are_no_change(resolved):
+    two = changed(resolved, "validator.splits", ["validate", "train"])
+    refuse_changes(two, changed(two, "validator.splits", ["train", "validate"]), "last_0.pth")
+    size = resolved["trainor"]["batch_size"]
+    refuse_changes(resolved, changed(resolved, "validator.batch_size", size), "last_0.pth")
+    old = {key: value for key, value in resolved["trainor"].items() if key != "sampling"}
+    refuse_changes({**resolved, "trainor": old}, resolved, "last_0.pth")
+
+
+def test_a_run_goes_on_with_every_free_key_changed(tiny, capfd):
+    words = [*tiny("free"), "audit=null", "trainor.ema=0.9", "model.cnn.backbone=test_resnet"]
+    folder = train(load_config(CONFIG, words))
+    before = checkpoint.read(folder / "last_0.pth")["progress"]["scores"]
+    free = {k: v for k, v in FREE.items() if not k.startswith("dataset.transform.cache")}
+    more = ["trainor.lr_decay_params=null", *words_of(free), "ckpt=last"]
+    capfd.readouterr()
+    assert main(["train", str(CONFIG), *words, "trainor.ema=null", "ckpt=last"]) == 2
+    assert "write trainor.ema=0.9" in capfd.readouterr().err
+    assert main(["train", str(CONFIG), *words, *more]) == 0
+    progress = checkpoint.read(folder / "last_0.pth")["progress"]
+    assert progress["step"] == 9 and progress["scores"][: len(before)] == before
+
+
+def test_a_file_of_another_run_replaces_no_run_unasked(tiny, tmp_path, capfd):
+    words = ["audit=null", "validator.metrics=[]"]
+    one, two = (train(load_config(CONFIG, [*tiny(name), *words])) for name in ("one", "two"))
+    before = {p: p.read_bytes() for p in two.iterdir()}
+    onto = [*tiny("two"), *words, f"ckpt={one}/last_0.pth", "trainor.max_steps=4"]
+    assert main(["train", str(CONFIG), *onto]) == 2
+    assert "already holds last_0.pth" in capfd.readouterr().err
+    assert {p: p.read_bytes() for p in two.iterdir()} == before
+    assert main(["train", str(CONFIG), *onto, "overwrite=true"]) == 0
+    assert checkpoint.read(two / "last_0.pth")["progress"]["step"] == 4
