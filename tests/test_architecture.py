@@ -23,6 +23,8 @@ FLOORS = {
     "config": 0,
     "compat": 0,
     "dist": 0,
+    "locks": 0,
+    "files": 0,
     "console": 0,
     "losses": 1,
     "nets": 1,

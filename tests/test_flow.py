@@ -122,7 +122,9 @@ def test_every_kind_of_stage_ends_in_one_table(phantom, tmp_path, capfd):
 
 
 def test_a_killed_flow_goes_on(phantom, tmp_path, monkeypatch, capfd):
-    """Stopped inside a stage, it ends as if it had not been."""
+    """Stopped inside a stage that has a best checkpoint and no last one yet, it ends as if it had
+    not been.
+    """
     small = {"seeds": [0], "budgets": [{"samples": 12}]}
     whole = flow(phantom, tmp_path / "whole", **small)
     assert main(["train", str(whole)]) == 0
@@ -132,7 +134,10 @@ def test_a_killed_flow_goes_on(phantom, tmp_path, monkeypatch, capfd):
     def dies(config, *, audit=True):
         ran.append(config["name"])
         if len(ran) == 3:
-            real({**config, "trainor": {**config["trainor"], "max_steps": 1}}, audit=audit)
+            cut = {**config["trainor"], "max_steps": 1}
+            folder = real({**config, "trainor": cut}, audit=audit)
+            (folder / "last_0.pth").unlink()
+            assert list(folder.glob("*.pth"))
             raise KeyboardInterrupt
         return real(config, audit=audit)
 

@@ -124,6 +124,7 @@ def _safetensors(path: Path, where: str) -> dict[str, Tensor]:
 
 
 def _torch(path: Path, where: str) -> Any:
+    checkpoint.verify(path, f"{where}: ")
     try:
         with torch.serialization.safe_globals(dropping(strangers_in(path))):
             return torch.load(path, map_location="cpu", weights_only=True)

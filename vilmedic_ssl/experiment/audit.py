@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vilmedic_ssl import console
 from vilmedic_ssl.data.auditing.findings import ORDER, counted
 from vilmedic_ssl.errors import Leak, MissingSplit, UserError
+from vilmedic_ssl.files import write_text
 
 if TYPE_CHECKING:
     from vilmedic_ssl.data.auditing.findings import Finding
@@ -190,7 +191,7 @@ def write_json(folder: Path, name: str, found: Sequence[Finding]) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         content = {"format": 1, "findings": [item.as_dict() for item in found]}
-        (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_text(folder / name, json.dumps(content, indent=1) + "\n")
     except OSError as error:
         raise UserError(
             f"cannot write to {folder} ({error.strerror}); change ckpt_dir or name, or --out"

@@ -19,14 +19,15 @@ def compare(runs: Sequence[str | Path], *, out: str | Path = "compare") -> list[
     """
     from vilmedic_ssl.executors.compare import groups_of, rows_of
     from vilmedic_ssl.executors.compare_view import plot_curves, printed
-    from vilmedic_ssl.executors.sweep_table import as_csv, as_json, write_whole
+    from vilmedic_ssl.executors.sweep_table import as_csv, as_json
+    from vilmedic_ssl.files import write_text
 
     groups = groups_of(runs)
     rows, folder = rows_of(groups), Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(as_csv(rows), folder / "compare.csv")
-        write_whole(as_json({"format": 1, "rows": rows}), folder / "compare.json")
+        write_text(folder / "compare.csv", as_csv(rows))
+        write_text(folder / "compare.json", as_json({"format": 1, "rows": rows}))
     except OSError as error:
         raise UserError(f"--out {folder}: cannot be written ({error.strerror})") from error
     plot_curves(groups, folder / "compare.png")

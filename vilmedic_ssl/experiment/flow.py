@@ -23,6 +23,7 @@ from vilmedic_ssl.experiment.flow_config import (
     typed_flow,
 )
 from vilmedic_ssl.experiment.flow_data import inspect
+from vilmedic_ssl.files import remove_partials, write_text
 from vilmedic_ssl.schema import plain
 
 if TYPE_CHECKING:
@@ -99,7 +100,8 @@ def compare_again(config: Mapping[str, Any]) -> dict[str, float | str]:
 def _save(checked: Mapping[str, Any], folder: Path) -> None:
     """The resolved config, which runs and scores the flow without the words it was given."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "flow.yml").write_text(dump(checked), encoding="utf-8")
+    remove_partials(folder)
+    write_text(folder / "flow.yml", dump(checked))
 
 
 class _Runner:
@@ -194,7 +196,7 @@ class _Runner:
     def _make(self, step: Step) -> None:
         """Train and judge a step, unless another process just did."""
         from vilmedic_ssl import dist
-        from vilmedic_ssl.data.fetching.lock import only_one
+        from vilmedic_ssl.locks import only_one
 
         folder = self._folder(step)
         dist.on_main(lambda: folder.mkdir(parents=True, exist_ok=True))
@@ -207,14 +209,15 @@ class _Runner:
 
     def _train(self, step: Step) -> None:
         from vilmedic_ssl import dist
+        from vilmedic_ssl.executors.checkpoint import newest
         from vilmedic_ssl.experiment.training import train
 
-        resumed = (self._folder(step) / f"last_{step.seed}.pth").is_file()
+        resumed = dist.on_main(lambda: newest(self._folder(step), step.seed)) is not None
         config = {**self._config(step), "ckpt": "last" if resumed else None}
         begin = time.monotonic()
         train(config, audit=False)
         mark = {"seconds": round(time.monotonic() - begin, 1), "resumed": resumed}
-        dist.on_main(lambda: self._mark(step).write_text(json.dumps(mark) + "\n") and None)
+        dist.on_main(lambda: write_text(self._mark(step), json.dumps(mark) + "\n"))
 
     def _config(self, step: Step) -> dict[str, Any]:
         """The experiment of a step, ready to be trained or scored."""
