@@ -16,7 +16,7 @@ CONFIG = str(REPOSITORY / "config/SELFSUP/simclr-phantom.yml")
 STAGES = (
     ("data", ["download", "phantom"]),
     ("pretraining", ["train", CONFIG, "name=demo", "overwrite=true"]),
-    ("evaluation and report", ["ensemble", CONFIG, "name=demo"]),
+    ("evaluation and report", ["ensemble", CONFIG, "name=demo", "overwrite=true"]),
 )
 
 rows, begin = [], time.monotonic()

@@ -16,6 +16,7 @@ from vilmedic_ssl.errors import Leak, UserError
 from vilmedic_ssl.executors import checkpoint
 from vilmedic_ssl.executors.features import Features
 from vilmedic_ssl.executors.settings import EnsemblorSettings
+from vilmedic_ssl.executors.sweep_table import write_whole
 from vilmedic_ssl.registry import find
 from vilmedic_ssl.schema import complete
 
@@ -158,5 +159,5 @@ def write_results(folder: Path, results: Mapping[str, float | str]) -> Path:
     """`results.json`: flat, sorted, NaN as null."""
     plain = {name: None if value != value else value for name, value in sorted(results.items())}
     path = folder / "results.json"
-    path.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+    write_whole(json.dumps(plain, indent=1) + "\n", path)
     return path
