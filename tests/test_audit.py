@@ -473,11 +473,15 @@ def test_a_leak_stops_training_and_scoring(leaky, tiny, tmp_path, capsys):
     after = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in run.iterdir() if p in before}
     assert after == before and (run / "audit_refused.json").is_file()
     probe = ["ensemblor.post_processing=[]", "ensemblor.splits=[test]"]
+    probe += ["ensemblor.name=probe", "overwrite=true"]
     assert main(["ensemble", str(CONFIG), *leaky, *probe]) == 4
     assert not (run / "report.html").exists()
+    assert {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in before} == before
+    place = run / "evaluations/probe"
+    assert not (place / "report.html").exists() and (place / "audit.json").is_file()
     for way in ("audit.allow=[file]", "audit=null"):
         assert main(["ensemble", str(CONFIG), *leaky, *probe, way]) == 0
-        assert ("(allowed)" in (run / "report.html").read_text()) == (way != "audit=null")
+        assert ("(allowed)" in (place / "report.html").read_text()) == (way != "audit=null")
 
 
 def test_an_allowed_leak_is_a_warning_and_training_goes_on(leaky, capsys, tmp_path):

@@ -363,16 +363,18 @@ def test_a_run_with_a_budget(tiny, tmp_path, capsys):
     audited = {p.name: len(p) for p in experiment_parts(typed(config), config)}
     assert audited["train"] > len(train)
     quick = ["ensemblor.splits=[test]", "ensemblor.post_processing=[{knn: {k: 3, draws: 20}}]"]
+    quick += ["ensemblor.name=quick", "overwrite=true"]
     assert main(["ensemble", str(folder), *quick]) == 0
-    results = json.loads((folder / "results.json").read_text())
+    place = folder / "evaluations/quick"
+    results = json.loads((place / "results.json").read_text())
     assert results["split/budget"] == "samples 24, seed 3"
     assert results["split/budget_images"] == len(train)
     assert f"{len(train)} of {audited['train']} training images" in (
-        folder / "report.html"
+        place / "report.html"
     ).read_text(encoding="utf-8")
     capsys.readouterr()
     assert main(["train", str(folder), "ckpt=last", "budget.samples=30"]) == 2
     assert "the train split was another one then" in capsys.readouterr().err
     assert main(["ensemble", str(folder), "budget=null", *quick]) == 0
     assert "was trained with the budget samples 24, seed 3" in capsys.readouterr().err
-    assert "split/budget" not in json.loads((folder / "results.json").read_text())
+    assert "split/budget" not in json.loads((place / "results.json").read_text())

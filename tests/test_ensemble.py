@@ -51,12 +51,10 @@ def two_seeds(phantom, tmp_path_factory):
 
 def saved(overrides, *more):
     """Embeddings of the test split that ensembling wrote."""
-    config = load_config(CONFIG, [*overrides, SAVE, *more])
+    config = load_config(CONFIG, [*overrides, SAVE, "ensemblor.name=s", "overwrite=true", *more])
     ensemble(config)
-    out = sorted(
-        (config_folder(config) / "post_processing").glob("save_*"), key=lambda p: p.stat().st_mtime
-    )
-    return np.load(out[-1] / "test_encoder_embeddings.npy")
+    (out,) = (config_folder(config) / "evaluations/s/post_processing").glob("save_*")
+    return np.load(out / "test_encoder_embeddings.npy")
 
 
 def config_folder(config):
@@ -90,9 +88,9 @@ def test_a_broken_plugin_is_reported_and_loses_nothing(two_seeds, tmp_path, monk
     (tmp_path / "broken_plugin.py").write_text(PLUGIN)
     monkeypatch.syspath_prepend(tmp_path)
     chosen = ["plugins=[broken_plugin]", "ensemblor.post_processing=[broken, knn]"]
-    config = load_config(CONFIG, [*two_seeds, *chosen])
+    config = load_config(CONFIG, [*two_seeds, *chosen, "ensemblor.name=broken"])
     results = ensemble(config)
-    folder = config_folder(config)
+    folder = config_folder(config) / "evaluations/broken"
     assert results["test/broken/before"] == 1.0 and "test/knn/accuracy" in results
     assert json.loads((folder / "results.json").read_text()) == results
     assert "broken failed (ZeroDivisionError" in capsys.readouterr().err

@@ -46,8 +46,9 @@ def scored(runs, *plugins, splits=("test",), labels=False, **ensemblor):
         config["dataset"] |= {"labels": ["Cardiomegaly", "Consolidation", "Pneumothorax"]}
         config["dataset"]["label"] = None
     listed = {"splits": list(splits), "post_processing": list(plugins), **ensemblor}
-    config["ensemblor"] |= listed
-    return ensemble(config), Path(runs["DALLE"]) / "post_processing"
+    config["ensemblor"] |= {**listed, "name": "drawn"}
+    config["overwrite"] = True
+    return ensemble(config), Path(runs["DALLE"]) / "evaluations/drawn/post_processing"
 
 
 def newest(folder):

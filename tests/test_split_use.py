@@ -30,8 +30,8 @@ def split(*arguments: object) -> int:
 
 
 def ensemble(config: object, *arguments: object) -> int:
-    quick = "ensemblor.post_processing=[{knn: {k: 5}}]"
-    return main(["ensemble", str(config), *map(str, arguments), quick])
+    quick = ["ensemblor.post_processing=[{knn: {k: 5}}]", "ensemblor.name=quick", "overwrite=true"]
+    return main(["ensemble", str(config), *map(str, arguments), *quick])
 
 
 def test_split_train_and_ensemble(tiny, tmp_path, capsys):
@@ -48,9 +48,10 @@ def test_split_train_and_ensemble(tiny, tmp_path, capsys):
     assert content["data"]["split_file"] == file.hash
     assert len(content["trained_on"]) == len(file.of_split("train", 0.3))
     assert ensemble(folder, "ensemblor.splits=[train,test]") == 0  # config_0.yml in it
-    results = json.loads((folder / "results.json").read_text())
+    results = json.loads((folder / "evaluations/quick/results.json").read_text())
     assert results["split/hash"] == file.hash and results["split/train_fraction"] == 0.3
-    assert file.hash in (folder / "report.html").read_text(encoding="utf-8")
+    page = (folder / "evaluations/quick/report.html").read_text(encoding="utf-8")
+    assert file.hash in page
     # another division of the same data, then none at all, then a resume by another one
     other = tmp_path / "other.json"
     assert split(*tiny(), "--seed", 1, "--out", other) == 0
@@ -69,7 +70,7 @@ def test_results_name_the_division_without_a_file_too(tiny, tmp_path, capsys):
     overrides = [*tiny(), "audit=null"]
     assert main(["train", str(CONFIG), *overrides]) == 0
     assert ensemble(CONFIG, *overrides, "ensemblor.splits=[test]") == 0
-    results = json.loads((tmp_path / "ckpt/tiny/results.json").read_text())
+    results = json.loads((tmp_path / "ckpt/tiny/evaluations/quick/results.json").read_text())
     assert len(results["split/hash"]) == 16 and "split/train_fraction" not in results
     # a file whose training split holds all that was trained on is no other division
     own, other = tmp_path / "own.json", tmp_path / "other.json"

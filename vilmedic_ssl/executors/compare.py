@@ -17,6 +17,7 @@ from typing import Any
 from vilmedic_ssl import config as yaml_config
 from vilmedic_ssl import console
 from vilmedic_ssl.errors import UserError
+from vilmedic_ssl.executors.evaluations import reports_of
 from vilmedic_ssl.executors.run import read_log
 from vilmedic_ssl.executors.sweep_space import label_of
 
@@ -74,7 +75,7 @@ def groups_of(folders: Sequence[str | Path]) -> list[Group]:
     _differences(groups)
     for group in groups:
         _scores(group)
-        for folder in group.folders:
+        for folder in _scored(group):
             _results(group, folder)
     _warn_of_other_data(groups)
     return groups
@@ -143,10 +144,17 @@ def lower_is_better(name: str) -> bool:
     return METRICS[name].lower_is_better if name in METRICS else name.endswith("loss")
 
 
+def _scored(group: Group) -> list[Path]:
+    """The folders with results of the trainings of a group."""
+    return [
+        place
+        for folder in group.folders
+        for place in reports_of(folder, [t.seed for t in group.trainings if t.folder == folder])
+    ]
+
+
 def _results(group: Group, folder: Path) -> None:
     path = folder / "results.json"
-    if not path.is_file():
-        return
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -163,7 +171,7 @@ def _results(group: Group, folder: Path) -> None:
 def _warn_of_other_data(groups: Sequence[Group]) -> None:
     """Results on different images do not compare."""
     hashes = set()
-    for folder in (f for group in groups for f in group.folders if (f / "results.json").is_file()):
+    for folder in (place for group in groups for place in _scored(group)):
         found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         hashes.add(found.get("split/hash"))
     if len(hashes) > 1:

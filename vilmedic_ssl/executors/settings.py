@@ -5,6 +5,7 @@ them).
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -12,6 +13,7 @@ from vilmedic_ssl.errors import ConfigError
 from vilmedic_ssl.schema import Kind, conform
 
 PostProcessing = Annotated[dict, Kind("post_processing", single_key=True)]
+FOLDER_NAME = re.compile(r"(?!seed-\d+$)[^\W_][\w.-]{0,99}")
 TEXT_ONLY = "belongs to ViLMedic's models that write text, which are not here; leave it out"
 
 
@@ -212,11 +214,14 @@ class EnsemblorSettings:
     Attributes:
         batch_size: images per batch.
         splits: splits whose features and pictures are wanted.
-        mode: best-N (or best = best-1), all, last, or the path of a checkpoint.
+        mode: best-N (or best = best-1), all, last, or the path of a checkpoint; best and last are
+            of the config's seed where that was trained here, several are of all seeds.
         post_processing: plug-ins, in order.
         generate_images: draw images from reports with the plug-in of this name, where the list does
             not have it already; of DALLE.
         num_images: how many of each report.
+        name: folder below <run>/evaluations/ for this evaluation; null = the run folder for what
+            the config of the run gives, for anything else a folder named by a hash.
     """
 
     batch_size: int = 64
@@ -225,6 +230,7 @@ class EnsemblorSettings:
     post_processing: list[PostProcessing] | None = ()  # type: ignore[assignment]
     generate_images: bool = False
     num_images: int = 5
+    name: str | None = None
 
     REFUSED_KEYS: ClassVar = {
         "beam_width": TEXT_ONLY,
@@ -243,6 +249,11 @@ class EnsemblorSettings:
         object.__setattr__(self, "post_processing", listed)
         if self.mode.startswith("best-") and not self.mode.removeprefix("best-").strip("0"):
             raise ConfigError(f"ensemblor.mode: {self.mode!r}; write best-N with N from 1")
+        if self.name is not None and not FOLDER_NAME.fullmatch(self.name):
+            raise ConfigError(
+                f"ensemblor.name: {self.name!r}; write a folder name of letters, digits, ., _ and "
+                "-, which begins with a letter or digit and is not seed-N"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

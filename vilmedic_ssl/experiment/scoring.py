@@ -22,6 +22,7 @@ from vilmedic_ssl.experiment.data import (
     warn_if_few,
     warn_of_another_budget,
 )
+from vilmedic_ssl.experiment.evaluation import evaluation_of, place_of, seed_of_choice
 from vilmedic_ssl.experiment.settings import Experiment, check, model_of, refuse_sweep, typed
 from vilmedic_ssl.experiment.texts import pin_text, take_text, texts_for
 from vilmedic_ssl.experiment.vae import pin_vae
@@ -35,13 +36,20 @@ if TYPE_CHECKING:
     from vilmedic_ssl.executors.features import Features
     from vilmedic_ssl.models.base import PretrainingModel
 
+SCORED = ("dataset", "split_file", "train_fraction", "budget", "audit", "ensemblor")
+
 
 def ensemble(config: Mapping[str, Any]) -> dict[str, float | str]:
     """Score trained checkpoints with the plug-ins of `ensemblor.post_processing`; returns what
     results.json holds. Of a config with a `flow`, compare its stages anew and return the means.
 
+    What the config of the run gives is written to the run folder, anything else below
+    `evaluations/` in it; see `experiment/evaluation.py`.
+
     Raises:
-        UserError: wrong config, data or checkpoint; none there; another process is at work on it.
+        UserError: wrong config, data or checkpoint; none there; another process is at work on it;
+            the name of another evaluation; a plug-in failed that finished in the report to be
+            replaced.
     """
     from vilmedic_ssl.executors.run import Run
 
@@ -74,7 +82,7 @@ def _ensemble(
     from vilmedic_ssl.executors.run import read_log
     from vilmedic_ssl.report import write_report
 
-    folder, settings, seed = experiment.folder, experiment.ensemblor, experiment.seed
+    settings, seed = experiment.ensemblor, experiment.seed
     tag = f"{Path(experiment.ckpt or settings.mode).stem}_{seed}"
     features = features_of(experiment, node, contents, files, tag)
     for split in settings.splits:
@@ -84,35 +92,42 @@ def _ensemble(
         refuse_another_division(experiment, content, path)
         refuse_leaks(content, features, path)
         warn_of_another_budget(experiment, content, path)
-    found = audit_before(experiment, node, folder)
+    evaluation = evaluation_of(experiment, node, files, features)
+    place = place_of(evaluation, experiment, node, files, contents[0])
+    place.claim(node)
+    findings = audit_before(experiment, node, place.folder)
     if settings.post_processing:  # an unreadable image ends here, not in every plug-in
         for split in settings.splits:
             features.get(split)
-    outcome = run_plugins(settings, features, folder / "post_processing")
+    outcome = run_plugins(settings, features, place.folder / "post_processing")
+    place.refuse_loss(outcome)
     metric = contents[0]["config"]["trainor"]["early_stop_metric"]
-    if files[0] in checkpoint.best_files(folder) and metric != "training_loss":
+    if files[0] in checkpoint.best_files(experiment.folder) and metric != "training_loss":
         outcome.results[f"validate/{metric}"] = checkpoint.score_in(files[0])
     datasets = {split: features.dataset(split) for split in settings.splits}
     results = {**outcome.results, **division_of(experiment, datasets)}
     if experiment.budget is not None and features.has(TRAIN):
         datasets[TRAIN] = features.dataset(TRAIN)
     results |= budget_of(experiment, datasets.get(TRAIN))
-    write_results(folder, results)
+    write_results(place.folder, results)
     report = write_report(
-        folder,
+        place.folder,
         title=f"{experiment.name}, {_which(files, experiment)}, seed {_seeds(contents)}",
         results=outcome.results,
         figures=outcome.figures,
-        config=contents[0]["config"],
-        log=read_log(folder / f"log_{seed}.jsonl"),
+        config={**contents[0]["config"], **{key: node[key] for key in SCORED}},
+        log=read_log(experiment.folder / f"log_{seed}.jsonl"),
         card={split: dataset.card() for split, dataset in datasets.items()},
         checkpoints=[path.name for path in files],
         failures=outcome.failures,
-        audit=[item.as_dict() for item in found],
+        audit=[item.as_dict() for item in findings],
     )
+    place.close(outcome)
     if table := headline(outcome.results):
         console.result(table)
-    console.say(f"results {folder / 'results.json'}")
+    console.say(f"results {place.folder / 'results.json'}")
+    if place.why:
+        console.say(f"not in {experiment.folder} itself: {place.why}")
     console.result(f"report {report}")
     return results
 
@@ -130,7 +145,8 @@ def open_run(
     names, best first, and their contents.
 
     Args:
-        own_seed: only checkpoints of the config's seed.
+        own_seed: only checkpoints of the config's seed; else a single one is of that seed where it
+            was trained here, and several are of all seeds.
 
     Raises:
         UserError: wrong config, no run folder or checkpoint, or several processes.
@@ -148,7 +164,7 @@ def open_run(
             f"there is no run folder {experiment.folder}; train it first, with `vilmedic-ssl train`"
             " and the same words, or correct ckpt_dir and name"
         )
-    seed = experiment.seed if own_seed else None
+    seed = experiment.seed if own_seed else seed_of_choice(experiment)
     files = choose_checkpoints(experiment.folder, experiment.ensemblor.mode, experiment.ckpt, seed)
     contents = [checkpoint.read_run(path) for path in files]
     console.say(f"ensembling {len(files)} checkpoint(s): {', '.join(path.name for path in files)}")
