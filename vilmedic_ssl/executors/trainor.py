@@ -13,7 +13,7 @@ from torch import nn
 from vilmedic_ssl import __version__, console, dist
 from vilmedic_ssl.data.loader import Loader
 from vilmedic_ssl.errors import ConfigError, Interrupted, UserError
-from vilmedic_ssl.executors import checkpoint, gradient_cache, health
+from vilmedic_ssl.executors import checkpoint, gradient_cache, health, preflight
 from vilmedic_ssl.executors.amp import amp_dtype
 from vilmedic_ssl.executors.monitors import LOSSES
 from vilmedic_ssl.executors.online_probe import OnlineProbe
@@ -87,6 +87,7 @@ class Trainor:
         self.total_steps = min(settings.epochs * self.epoch_steps, settings.max_steps or 2**62)
         self._lr_factor()  # refuses wrong arguments before older files are removed
         self.chunk = self._chunk()
+        preflight.refuse_single_images(self.model, loader, settings, self.chunk, self.cast)
         self.monitor, self.meter = health.CollapseMonitor(), health.Meter()
         self.signals = Signals()
 
@@ -354,8 +355,7 @@ class Trainor:
         return self.schedule(clock, **self.schedule_keys)
 
     def _tell_norm_gap(self, batch: dict[str, Any], chunk: int) -> None:
-        norms = (m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
-        if not any(m.training for m in norms) or as_views(batch["images"]) is None:
+        if not gradient_cache.has_batch_norm(self.model) or as_views(batch["images"]) is None:
             return
         with self.cast():
             gap = gradient_cache.norm_gap(self.model, batch, chunk)
