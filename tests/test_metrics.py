@@ -362,3 +362,81 @@ def test_purity_does_not_count_the_same_patient():
     y, patient = np.repeat(np.arange(50) % 2, 4), np.repeat(np.arange(50), 4)
     assert metrics.knn_purity(x, y, k=3) == 1
     assert metrics.knn_purity(x, y, k=3, groups=patient) < 0.75
+
+
+# ---------------------------------------------------------------- kNN within one set
+
+
+def sets_without_information(rng):
+    """name -> (features, classes, patients): what tells nothing of the class."""
+    sets = {}
+    for name, patients, classes, images, width in (
+        ("18 images, 4 classes", 18, 4, 1, 64),
+        ("10 images, 2 classes", 10, 2, 1, 64),
+        ("18 images, wide", 18, 4, 1, 512),
+        ("60 images, 3 classes", 60, 3, 1, 8),
+        ("12 patients", 12, 3, 4, 64),
+    ):
+        group = np.repeat(np.arange(patients), images)
+        y = group % classes
+        sets[name] = (rng.normal(size=(len(group), width)), y, group)
+        alike = rng.normal(size=(patients, width))[group] + rng.normal(size=(len(group), width)) / 9
+        sets[f"{name}, features of patients"] = (alike, y, group)
+    return sets
+
+
+def test_knn_within_a_set_is_at_chance_without_information():
+    rng, draws, found = np.random.default_rng(0), 120, {}
+    for _ in range(draws):
+        for name, (x, y, group) in sets_without_information(rng).items():
+            found.setdefault(name, []).append(metrics.knn_accuracy(x, y, groups=group))
+    for name, values in found.items():
+        y = sets_without_information(rng)[name][1]
+        noise = np.std(values) / np.sqrt(draws)
+        assert np.mean(values) == pytest.approx(1 / (y.max() + 1), abs=0.01 + 3 * noise), name
+
+
+def test_knn_within_a_set_reads_what_other_patients_share():
+    rng = np.random.default_rng(1)
+    group = np.repeat(np.arange(30), 3)
+    y = group % 3
+    x = np.eye(3)[y] + rng.normal(size=(90, 3)) / 4
+    assert metrics.knn_accuracy(x, y, groups=group) > 0.9
+    assert metrics.knn_accuracy(x, y) > 0.9
+    unlabelled = np.where(np.arange(90) < 30, -1, y)
+    kept = metrics.knn_accuracy(x, unlabelled, groups=group)
+    assert kept == metrics.knn_accuracy(x[30:], y[30:], groups=group[30:])
+
+
+def test_knn_within_a_set_knows_that_blank_names_nobody():
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(size=(40, 8)), np.arange(40) % 2
+    alone = metrics.knn_accuracy(x, y)
+    for blank in ("", " ", "nan", None):
+        assert metrics.knn_accuracy(x, y, groups=[blank] * 40) == alone
+    assert metrics.knn_accuracy(x, y, groups=list(map(str, range(40)))) == alone
+
+
+def test_knn_within_a_set_is_undefined_where_no_other_patient_has_the_class():
+    x, y = np.random.default_rng(3).normal(size=(12, 4)), np.arange(12) % 2
+    assert np.isnan(metrics.knn_accuracy(x, np.zeros(12, dtype=int)))  # one class
+    assert np.isnan(metrics.knn_accuracy(x, y, groups=["one"] * 12))  # one patient
+    assert np.isnan(metrics.knn_accuracy(x, y, groups=[f"p{c}" for c in y]))  # one per class
+    assert np.isnan(metrics.knn_accuracy(x, np.full(12, -1)))
+    single = np.where(np.arange(12) == 0, 2, y)  # a class of one image is not counted
+    assert np.isfinite(metrics.knn_accuracy(x, single))
+
+
+def test_purity_without_information_is_at_its_chance():
+    rng, draws, found = np.random.default_rng(4), 100, {}
+    for _ in range(draws):
+        for name, (x, y, group) in sets_without_information(rng).items():
+            gain = metrics.knn_purity(x, y, groups=group)
+            gain -= metrics.knn_purity_chance(y, groups=group)
+            found.setdefault(name, []).append(gain)
+    for name, values in found.items():
+        noise = np.std(values) / np.sqrt(draws)
+        assert np.mean(values) == pytest.approx(0, abs=0.01 + 3 * noise), name
+    y = np.array([0, 0, 0, 1])
+    assert metrics.knn_purity_chance(y) == pytest.approx((2 / 3 * 3 + 0) / 4)
+    assert np.isnan(metrics.knn_purity_chance(y, groups=["one"] * 4))

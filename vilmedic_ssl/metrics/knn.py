@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from vilmedic_ssl.errors import UserError
-from vilmedic_ssl.metrics.arrays import as_features, as_labels, unit_rows
+from vilmedic_ssl.metrics.arrays import as_features, as_labels, group_numbers, unit_rows
 from vilmedic_ssl.metrics.ranking import one_hot
 
 CHUNK = 16_000_000  # similarities held at once: 128 MB in float64
+Barred = Callable[[slice], np.ndarray]
+"""A run of m query rows -> (m, N) bool: the bank rows that do not count for them."""
 
 
 def neighbours(
@@ -18,13 +21,10 @@ def neighbours(
     bank_x: np.ndarray,
     *,
     k: int,
-    query_groups: np.ndarray | None = None,
-    bank_groups: np.ndarray | None = None,
+    barred: Barred | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest bank rows of every query row, by cosine; equal cosines go to the earlier bank
-    row.
-
-    With groups given, rows of the query's own group do not count (their cosine is -inf).
+    row. The cosine of barred rows is -inf.
 
     Returns:
         (M, K) int64 bank rows in ascending order, (M, K) cosines; K = min(k, bank rows).
@@ -35,8 +35,8 @@ def neighbours(
     for start in range(0, len(query_MD), step):
         part = slice(start, start + step)
         cos_MN = query_MD[part] @ bank_ND.T
-        if query_groups is not None and bank_groups is not None:
-            cos_MN[query_groups[part, None] == bank_groups[None]] = -np.inf
+        if barred is not None:
+            cos_MN[barred(part)] = -np.inf
         last_M1 = np.partition(cos_MN, -k, axis=1)[:, -k, None]  # the k-th best of every row
         above_MN, equal_MN = cos_MN > last_M1, cos_MN == last_M1
         room_M1 = k - above_MN.sum(axis=1, keepdims=True)
@@ -44,6 +44,73 @@ def neighbours(
         index.append(np.nonzero(taken_MN)[1].reshape(-1, k))
         cosine.append(cos_MN[taken_MN].reshape(-1, k))
     return np.concatenate(index), np.concatenate(cosine)
+
+
+def same_group(query_M: np.ndarray, bank_N: np.ndarray) -> Barred:
+    """Bars the rows of a query's own group (patient)."""
+    return lambda part: np.asarray(query_M[part, None] == bank_N[None])
+
+
+def knn_accuracy(
+    x: Any,
+    y: Any,
+    *,
+    groups: Sequence[Any] | None = None,
+    k: int = 20,
+    tau: float = 0.07,
+) -> float:
+    """Accuracy of the vote of `knn` within one set, each row judged by rows of other groups
+    (patients). Features without information score at chance, whatever the size of the set.
+
+    Leaving out the row's patient alone takes from its own class only, so that random features fall
+    below chance (0.20 for 0.25 with 18 rows of 4 classes). The same share of the patients of every
+    other class is therefore left out too: the patients of a class lie evenly on a circle, in a
+    fixed random order, and a row of a class of P patients is not judged by what lies in the P-th
+    part of the circle around its own patient.
+
+    Args:
+        x: (N, D) features.
+        y: (N,) classes counted from 0, -1 = unlabelled; such rows neither vote nor count.
+        groups: N patients; None or a blank one: every row by itself.
+
+    Returns:
+        Share of right rows among those whose class another patient has; nan where fewer than two
+        classes have two patients.
+    """
+    y_N, group_N = np.asarray(y), group_numbers(groups, rows=len(x))
+    known = y_N >= 0
+    y_N, group_N, x_ND = y_N[known].astype(int), group_N[known], np.asarray(x)[known]
+    rank_N, peers_N = _circle(y_N, group_N)
+    counts_N = peers_N > 1
+    if len(np.unique(y_N[counts_N])) < 2:
+        return float("nan")
+    place_N = (rank_N + 0.5) / peers_N
+    asked = np.flatnonzero(counts_N)
+    own = same_group(group_N[asked], group_N)
+
+    def barred(part: slice) -> np.ndarray:
+        rows = asked[part, None]
+        return own(part) | (np.floor(place_N * peers_N[rows]) == rank_N[rows])
+
+    x_ND = as_features(x_ND, "features")
+    near_MK, cos_MK = neighbours(x_ND[asked], x_ND, k=k, barred=barred)
+    votes_MC = np.zeros((len(asked), y_N.max() + 1))
+    np.add.at(votes_MC, (np.arange(len(asked))[:, None], y_N[near_MK]), np.exp(cos_MK / tau))
+    return float((votes_MC.argmax(1) == y_N[asked]).mean())
+
+
+def _circle(y_N: np.ndarray, group_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The place of each row's patient among those of its class, in a fixed random order, and how
+    many these are.
+    """
+    rank_N, peers_N = np.zeros(len(y_N), dtype=int), np.zeros(len(y_N), dtype=int)
+    dice = np.random.default_rng(0)
+    for c in np.unique(y_N):
+        rows = np.flatnonzero(y_N == c)
+        names, of_rows = np.unique(group_N[rows], return_inverse=True)
+        rank_N[rows] = dice.permutation(len(names))[of_rows]
+        peers_N[rows] = len(names)
+    return rank_N, peers_N
 
 
 def knn_scores(
