@@ -232,7 +232,7 @@ def test_judges_leave_out_what_is_unlabelled_and_are_fitted_once(findings, monke
     )
     asked = []
     fit = metrics.fit_probe
-    monkeypatch.setattr(metrics, "fit_probe", lambda *given: asked.append(1) or fit(*given))
+    monkeypatch.setattr(metrics, "fit_probe", lambda *a, **k: asked.append(1) or fit(*a, **k))
     np.testing.assert_allclose(scores_of(features, "test", "linear_probe"), expected)
     assert scores_of(features, "validate", "linear_probe").shape == (45, 3)
     dict(linear_probe(features, tmp_path, references=(), draws=0))

@@ -10,6 +10,7 @@ from sklearn.metrics import average_precision_score, balanced_accuracy_score, ro
 
 from vilmedic_ssl import metrics
 from vilmedic_ssl.errors import UserError
+from vilmedic_ssl.metrics import probe as probe_module
 
 ORACLES = Path(__file__).parent / "oracles"
 few = settings(max_examples=40, deadline=None)
@@ -131,6 +132,71 @@ def test_probe_chooses_strong_regularisation_on_noise():
     v, t = rng.normal(size=(40, 100)), rng.normal(size=(40, 100))
     p = metrics.linear_probe(x, y, v, np.arange(40) % 2, t)
     assert np.abs(p - 0.5).max() < 0.25
+
+
+def three_classes(rng, n):
+    """Three classes that planes part."""
+    y = np.arange(n) % 3
+    x = 2 * np.eye(3)[y] + rng.normal(size=(n, 3))
+    return x, y
+
+
+@pytest.mark.parametrize("held", [(), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2)])
+def test_validation_that_lacks_a_class_does_not_choose(held):
+    rng = np.random.default_rng(5)
+    (x, y), (t, yt) = three_classes(rng, 120), three_classes(rng, 300)
+    v, yv = three_classes(rng, 90)
+    keep = np.isin(yv, held)
+    v, yv = -v[keep], yv[keep]  # it says that a model which knows nothing is best
+    probe = metrics.fit_probe(x, y, v, yv)
+    assert [choice.by for choice in probe.choices] == ["cross-validation"]
+    assert (probe(t) == metrics.linear_probe(x, y, x[:0], y[:0], t)).all()
+    assert metrics.accuracy(yt, probe(t).argmax(1)) > 0.75
+    findings, of_v = np.eye(3)[y], np.eye(3)[yv]
+    probe = metrics.fit_probe(x, findings, v, of_v)
+    both = [len(set(column)) == 2 for column in of_v.T]
+    expected = ["validation" if b else "cross-validation" for b in both]
+    assert [choice.by for choice in probe.choices] == expected
+
+
+def test_a_few_rows_of_validation_do_not_choose():
+    x, y = three_classes(np.random.default_rng(6), 90)
+    for n in (0, 1, 9, 10, 14):
+        (choice,) = metrics.fit_probe(x, y, x[:n], y[:n]).choices
+        assert choice.by == ("validation" if n >= 10 else "cross-validation")
+        assert bool(choice.because) == (n < 10)
+
+
+def test_classes_that_training_lacks_do_not_choose():
+    x, y = three_classes(np.random.default_rng(7), 120)
+    few = y < 2  # a label budget that lost a class
+    both = metrics.fit_probe(x[few], y[few], x, y)
+    assert [choice.by for choice in both.choices] == ["validation"]
+    assert (both(x)[:, :2] == metrics.linear_probe(x[few], y[few], x[few], y[few], x)).all()
+
+
+def test_cross_validation_parts_no_patient_and_scores_classes_it_has_fitted():
+    rng = np.random.default_rng(8)
+    for patients, images in ((6, 5), (9, 2), (30, 1), (4, 3)):
+        group = np.repeat(np.arange(patients), images)
+        y = (group + (rng.random(len(group)) < 0.2)) % 3
+        folds = probe_module._folds(np.c_[group, y].astype(float), y, group, 3)
+        assert folds or patients == 4
+        for fold in folds:
+            assert not set(fold.x_ND[:, 0]) & set(fold.held_VD[:, 0])
+            assert set(fold.y_V) <= set(fold.y_N)
+
+
+def test_training_that_cannot_choose_either_takes_the_usual_strength():
+    x, y = three_classes(np.random.default_rng(9), 60)
+    of_class = [f"p{c}" for c in y]
+    several = [f"p{i}" if c == 0 else f"p{c}" for i, c in enumerate(y)]  # of one class alone
+    for groups in (["one"] * 60, of_class, several):
+        probe = metrics.fit_probe(x, y, x[:0], y[:0], groups=groups)
+        assert probe.choices[0].by == "default" and np.isfinite(probe(x)).all()
+    several = [f"p{i}" if c < 2 else f"p{c}" for i, c in enumerate(y)]
+    (choice,) = metrics.fit_probe(x, y, x[:0], y[:0], groups=several).choices
+    assert choice.by == "cross-validation"
 
 
 def test_probe_findings_use_known_rows_and_single_classes_score_constant():

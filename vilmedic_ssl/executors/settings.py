@@ -181,9 +181,9 @@ class ValidatorSettings:
         batch_size: images per batch over all processes; null = the trainor's, so that losses
             compare.
         splits: splits to score; the score is their plain mean.
-        metrics: knn (by images of other patients of the split), probe (a linear layer that learns the
-            labels of train beside the encoder), accuracy, balanced_accuracy, auroc (of the model's
-            own class scores), top1, top5, mean_rank (does a view find its partner
+        metrics: knn (by images of other patients of the split), probe (a linear layer that learns
+            the labels of train beside the encoder), accuracy, balanced_accuracy, auroc (of the
+            model's own class scores), top1, top5, mean_rank (does a view find its partner
             among the second views), all_top1, all_top5, all_mean_rank (among all views),
             effective_rank, feature_std, alignment, uniformity; of VAE and DALLE codebook_usage (the
             share of it that the split needs) and code_perplexity (as if so many were equally used).

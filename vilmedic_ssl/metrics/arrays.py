@@ -66,7 +66,7 @@ def labelled(y: Any) -> np.ndarray:
     return known if array.ndim == 1 else np.asarray(known.any(axis=1))
 
 
-def group_numbers(groups: Sequence[Any] | None, *, rows: int) -> np.ndarray:
+def group_numbers(groups: Sequence[Any] | np.ndarray | None, *, rows: int) -> np.ndarray:
     """(N,) int64: equal numbers for rows of one group (patient); a row whose group is missing is a
     group of its own, as all are for None.
     """

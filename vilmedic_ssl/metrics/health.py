@@ -80,7 +80,11 @@ def silhouette(x: Any, y: Sequence[Any] | np.ndarray) -> float:
 
 
 def knn_purity(
-    x: Any, y: Sequence[Any] | np.ndarray, *, k: int = 10, groups: Sequence[Any] | None = None
+    x: Any,
+    y: Sequence[Any] | np.ndarray,
+    *,
+    k: int = 10,
+    groups: Sequence[Any] | np.ndarray | None = None,
 ) -> float:
     """Mean share of a row's k nearest others (cosine) that carry its class; nan when no row has
     another.
@@ -102,7 +106,7 @@ def knn_purity(
 
 
 def knn_purity_chance(
-    y: Sequence[Any] | np.ndarray, *, groups: Sequence[Any] | None = None
+    y: Sequence[Any] | np.ndarray, *, groups: Sequence[Any] | np.ndarray | None = None
 ) -> float:
     """What `knn_purity` is for features without information: the mean over the same rows of the
     share of others that carry the row's class; nan when no row has another.

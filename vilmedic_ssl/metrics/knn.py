@@ -55,7 +55,7 @@ def knn_accuracy(
     x: Any,
     y: Any,
     *,
-    groups: Sequence[Any] | None = None,
+    groups: Sequence[Any] | np.ndarray | None = None,
     k: int = 20,
     tau: float = 0.07,
 ) -> float:
