@@ -86,7 +86,11 @@ class Trainor:
         self.epoch_steps = len(loader)
         self.total_steps = min(settings.epochs * self.epoch_steps, settings.max_steps or 2**62)
         self._lr_factor()  # refuses wrong arguments before older files are removed
+        preflight.tell_never(
+            settings, self.schedule_keys, epoch_steps=self.epoch_steps, total=self.total_steps
+        )
         self.chunk = self._chunk()
+        preflight.refuse_undefined(validator, settings.early_stop_metric, loader.dataset)
         preflight.refuse_single_images(self.model, loader, settings, self.chunk, self.cast)
         self.monitor, self.meter = health.CollapseMonitor(), health.Meter()
         self.signals = Signals()
@@ -311,6 +315,8 @@ class Trainor:
         waits = stale(at.since(settings.early_stop_start), at.lower_is_better)
         metric = settings.early_stop_metric
         since = f"{waits} evaluations since the best {metric}" if waits else f"best {metric} so far"
+        if math.isnan(score):
+            console.warn(f"{metric} is undefined at step {at.step}: nothing is saved as best")
         console.say(f"evaluation at epoch {at.epoch}, step {at.step}: {told}; {since}")
         if improves(score, best, at.lower_is_better):
             name = checkpoint.name_of(score, at.epoch, self.run.seed)

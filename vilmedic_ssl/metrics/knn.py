@@ -78,12 +78,12 @@ def knn_accuracy(
         classes have two patients.
     """
     y_N, group_N = np.asarray(y), group_numbers(groups, rows=len(x))
+    if not knn_defined(y_N, groups=groups):
+        return float("nan")
     known = y_N >= 0
     y_N, group_N, x_ND = y_N[known].astype(int), group_N[known], np.asarray(x)[known]
     rank_N, peers_N = _circle(y_N, group_N)
     counts_N = peers_N > 1
-    if len(np.unique(y_N[counts_N])) < 2:
-        return float("nan")
     place_N = (rank_N + 0.5) / peers_N
     asked = np.flatnonzero(counts_N)
     own = same_group(group_N[asked], group_N)
@@ -97,6 +97,13 @@ def knn_accuracy(
     votes_MC = np.zeros((len(asked), y_N.max() + 1))
     np.add.at(votes_MC, (np.arange(len(asked))[:, None], y_N[near_MK]), np.exp(cos_MK / tau))
     return float((votes_MC.argmax(1) == y_N[asked]).mean())
+
+
+def knn_defined(y: Any, *, groups: Sequence[Any] | np.ndarray | None = None) -> bool:
+    """True where `knn_accuracy` is: two classes at least have two patients."""
+    y_N, group_N = np.asarray(y), group_numbers(groups, rows=len(y))
+    several = [len(np.unique(group_N[y_N == c])) > 1 for c in np.unique(y_N[y_N >= 0])]
+    return sum(several) > 1
 
 
 def _circle(y_N: np.ndarray, group_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
