@@ -59,7 +59,10 @@ class Made:
             labels, p = np.where(rng.random(n) < 0.1, -1, y), p / p.sum(1, keepdims=True)
         if self.scores:
             rows["scores"] = p.astype(np.float32)
-        ids, patients = [f"{split}/{i}.png" for i in range(n)], [f"p{i // 3}" for i in range(n)]
+        ids, patients = (
+            [f"{split}/{i}.png" for i in range(n)],
+            [f"{split}{i // 3}" for i in range(n)],
+        )
         return SimpleNamespace(
             name=split, rows=rows, labels=labels, label_names=NAMES[:C], ids=ids, patients=patients
         )

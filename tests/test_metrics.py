@@ -110,6 +110,22 @@ def test_knn_findings_vote_on_known_rows_only():
     assert score[0, 0] == 1 and np.isnan(score[0, 1])
 
 
+def test_knn_of_other_groups_equals_the_vote_of_a_bank_without_the_own():
+    rng = np.random.default_rng(3)
+    train, test, y = rng.normal(size=(30, 4)), rng.normal(size=(9, 4)), rng.integers(3, size=30)
+    many = rng.choice([0.0, 1.0, np.nan], size=(30, 2))
+    bank, asked = rng.integers(5, size=30).astype(str), rng.integers(6, size=9).astype(str)
+    for labels in (np.r_[y[:-1], 2], many):  # the largest class stays in sight
+        found = metrics.knn_scores(train, labels, test, train_groups=bank, test_groups=asked)
+        for i, name in enumerate(asked):
+            keep = bank != name
+            hot = np.eye(3)[labels] if labels.ndim == 1 else labels
+            alone = metrics.knn_scores(train[keep], hot[keep], test[i : i + 1])
+            np.testing.assert_allclose(found[i], alone[0], rtol=1e-9)
+    nobody = metrics.knn_scores(train, y, test, train_groups=["q"] * 30, test_groups=["q"] * 9)
+    assert (nobody == 0).all()
+
+
 @pytest.mark.parametrize("k, tau", [(0, 0.1), (3, 0.0)])
 def test_knn_refuses(k, tau):
     with pytest.raises(UserError, match="k must be at least 1"):

@@ -16,7 +16,7 @@ from vilmedic_ssl.post_processing import knn as knn_module
 from vilmedic_ssl.post_processing import linear_probe as probe_module
 from vilmedic_ssl.post_processing import plot_representation as plot_module
 from vilmedic_ssl.post_processing._compare import compare
-from vilmedic_ssl.post_processing._scores import probe_of
+from vilmedic_ssl.post_processing._scores import probe_of, scores_of
 from vilmedic_ssl.post_processing.save_representation import save_representation
 from vilmedic_ssl.registry import protos
 from vilmedic_ssl.schema import schema
@@ -68,7 +68,7 @@ class FakeFeatures:
         many[rng.random(many.shape) < 0.1] = np.nan
         labels = {"single": y, "multi": many, "none": None}[self.kind]
         ids = [f"{split}/{i}" for i in range(rows)]
-        return Part(split, keys, labels, NAMES, ids, [f"p{i // 3}" for i in range(rows)])
+        return Part(split, keys, labels, NAMES, ids, [f"{split}{i // 3}" for i in range(rows)])
 
 
 @pytest.mark.parametrize("kind", ["single", "multi"])
@@ -151,6 +151,45 @@ def test_where_validate_cannot_choose_trains_patients_do_in_plugin_and_flow(case
     assert (judging._fitted(judged, taught, "linear_probe") == expected).all()
     assert told in capfd.readouterr().err
     assert metrics.accuracy(test.labels, expected.argmax(1)) > 0.7
+
+
+class OfPatients(FakeFeatures):
+    """Features that hold the patient and nothing else; some patients stand in two splits."""
+
+    def get(self, split, source="model"):
+        part = super().get(split, source)
+        patients = [f"p{i // 3}" for i in range(len(part.ids))]
+        x = np.random.default_rng(0).normal(size=(len(part.ids) // 3, 8)).repeat(3, axis=0)
+        return replace(part, rows={"encoder": x}, patients=self.named(patients))
+
+    def named(self, patients):
+        return patients
+
+
+def test_neighbours_of_the_same_patient_do_not_vote(tmp_path):
+    features = OfPatients()
+    found = dict(vote(features, tmp_path, references=(), draws=0, k=1))
+    assert found["test/knn/accuracy"] < 0.7  # 1.0 where they vote
+    train = features.get("train")
+    assert metrics.accuracy(train.labels, scores_of(features, "train", "knn").argmax(1)) < 0.7
+    judged = SimpleNamespace(features=features, split="test")
+    flow = judging._fitted(judged, SimpleNamespace(**vars(train)), "knn")
+    assert (flow == scores_of(features, "test", "knn")).all()
+
+
+@pytest.mark.parametrize("unknown", [None, "", "nan"])
+def test_where_patients_are_unknown_an_image_does_not_vote_for_itself(unknown):
+    class Unknown(OfPatients):
+        def named(self, patients):
+            return None if unknown is None else [unknown] * len(patients)
+
+    features = Unknown()
+    train = features.get("train")
+    score_NC = scores_of(features, "train", "knn")
+    x, y = train.rows["encoder"], train.labels
+    rest = np.arange(len(y)) != 5
+    alone = metrics.knn_scores(x[rest], y[rest], x[5:6])
+    np.testing.assert_allclose(score_NC[5], alone[0])
 
 
 def test_a_finding_with_one_class_is_left_out_and_said(tmp_path, capfd):

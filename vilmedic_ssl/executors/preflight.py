@@ -150,8 +150,8 @@ def never(
     where, schedule = "trainor.lr_decay_params", SCHEDULES[settings.lr_decay].__name__
     if "warmup" in schedule:
         yield from _long_warmup(where, schedule, keys, epoch_steps=epoch_steps, total=total)
-    key = {"multistep": "milestones", "step": "step_size"}.get(schedule)
-    drops = keys[key] if schedule == "multistep" else [keys[key]] if key else []
+    key = {"multistep": "milestones", "step": "step_size"}.get(schedule, "")
+    drops: Any = {"multistep": keys.get(key), "step": [keys.get(key)]}.get(schedule, [])
     late = [epoch for epoch in drops if epoch * epoch_steps >= total]
     if late:
         yield (

@@ -121,7 +121,14 @@ def _circle(y_N: np.ndarray, group_N: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def knn_scores(
-    train_x: Any, train_y: Any, test_x: Any, *, k: int = 20, tau: float = 0.07
+    train_x: Any,
+    train_y: Any,
+    test_x: Any,
+    *,
+    k: int = 20,
+    tau: float = 0.07,
+    train_groups: Sequence[Any] | np.ndarray | None = None,
+    test_groups: Sequence[Any] | np.ndarray | None = None,
 ) -> np.ndarray:
     """Share of the weighted vote each class or finding gets, (M, C) float64 in [0, 1].
 
@@ -132,6 +139,8 @@ def knn_scores(
     Args:
         train_x, test_x: (N, D) and (M, D) features.
         train_y: (N,) classes or (N, C) findings in {0, 1, nan}.
+        train_groups, test_groups: N and M names; rows of a test row's own group (patient, or the
+            image itself) do not vote for it. A row for which none is left scores 0.
 
     Raises:
         UserError: wrong shapes or labels, features that are not finite, k below 1, tau not above 0.
@@ -142,17 +151,31 @@ def knn_scores(
         raise UserError(f"knn: k must be at least 1 and tau above 0, found k={k}, tau={tau}")
     y_NC = label if label.ndim == 2 else one_hot(label, label.max() + 1)
     known_NC = ~np.isnan(y_NC)
+    group_N, group_M = _numbered(train_groups, test_groups)
     score_MC = np.full((len(test_MD), y_NC.shape[1]), np.nan)
     patterns, of_C = np.unique(known_NC, axis=1, return_inverse=True)
     for p, known_N in enumerate(patterns.T):  # findings known on the same rows share one search
         if known_N.any():
-            voter_MK, cos_MK = neighbours(test_MD, train_ND[known_N], k=k)
-            weight_MK = np.exp((cos_MK - cos_MK.max(axis=1, keepdims=True)) / tau)
-            weight_MK /= weight_MK.sum(axis=1, keepdims=True)
+            barred = same_group(group_M, group_N[known_N]) if len(group_N) else None
+            voter_MK, cos_MK = neighbours(test_MD, train_ND[known_N], k=k, barred=barred)
+            best_M1 = cos_MK.max(axis=1, keepdims=True)
+            weight_MK = np.exp((cos_MK - np.where(np.isfinite(best_M1), best_M1, 0)) / tau)
+            weight_MK /= np.maximum(weight_MK.sum(axis=1, keepdims=True), 1e-300)
             columns = np.flatnonzero(of_C.ravel() == p)
             vote_MKC = y_NC[known_N][:, columns][voter_MK]
             score_MC[:, columns] = np.einsum("mk,mkc->mc", weight_MK, vote_MKC)
     return score_MC
+
+
+def _numbered(
+    train: Sequence[Any] | np.ndarray | None, test: Sequence[Any] | np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Names of groups as numbers, which compare faster; two empty arrays where either is None."""
+    if train is None or test is None:
+        return np.empty(0, dtype=int), np.empty(0, dtype=int)
+    names = [str(name) for part in (train, test) for name in part]
+    numbers = np.unique(names, return_inverse=True)[1]
+    return numbers[: len(train)], numbers[len(train) :]
 
 
 def knn(train_x: Any, train_y: Any, test_x: Any, *, k: int = 20, tau: float = 0.07) -> np.ndarray:

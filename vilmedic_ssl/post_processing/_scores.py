@@ -10,6 +10,7 @@ import numpy as np
 
 from vilmedic_ssl import metrics
 from vilmedic_ssl.console import warn
+from vilmedic_ssl.data.splits import is_missing
 from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.metrics.probe import FALLBACK
 from vilmedic_ssl.post_processing._shared import (
@@ -48,7 +49,7 @@ def scores_of(
     part, judge = features.get(split), judge_of(features, split, by)
     if judge == "classifier":
         return own_scores(part, "scores_of")
-    score_NC = judged(features, judge, key)(rows_of(part, key))
+    score_NC = judged(features, judge, key)(rows_of(part, key), groups_of(part))
     return widen(score_NC, len(features.get("train").label_names))
 
 
@@ -72,8 +73,11 @@ def own_scores(part: SplitFeatures, plugin: str) -> np.ndarray:
     return cast(np.ndarray, score_NC)
 
 
-def judged(features: Features, judge: Judge, key: str) -> Callable[[np.ndarray], np.ndarray]:
-    """(M, D) features -> (M, C) scores of a judge fitted on train.
+def judged(
+    features: Features, judge: Judge, key: str
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """(M, D) features and M patients, as of `groups_of`, -> (M, C) scores of a judge fitted on
+    train.
 
     Raises:
         UserError: there is no such split.
@@ -83,9 +87,36 @@ def judged(features: Features, judge: Judge, key: str) -> Callable[[np.ndarray],
             f"{judge}: the data has no train split to fit on; add one, or take out what needs it"
         )
     if judge == "linear_probe":
-        return probe_of(features, "model", key)
-    bank_x, bank_y = labelled_rows(features.get("train"), key, judge)
-    return lambda rows: metrics.knn_scores(bank_x, bank_y, rows)
+        return lambda rows, _: probe_of(features, "model", key)(rows)
+    return lambda rows, groups: voted(features.get("train"), key, rows, groups)
+
+
+def voted(
+    train: SplitFeatures, key: str, rows: np.ndarray, groups: np.ndarray, **keys: Any
+) -> np.ndarray:
+    """(M, C) scores of the nearest labelled images of train that are of other patients.
+
+    Args:
+        rows, groups: features (M, D) and patients, as of `groups_of`, of what is scored.
+        keys: of `metrics.knn_scores`.
+    """
+    x, y = labelled_rows(train, key, "knn")
+    known = metrics.labelled(train.labels)
+    names = groups_of(train)[known]
+    return metrics.knn_scores(x, y, rows, train_groups=names, test_groups=groups, **keys)
+
+
+def groups_of(part: SplitFeatures) -> np.ndarray:
+    """(N,) text: the patient of each image, or where it is unknown the image's own name, so that
+    an image that stands in two splits is known again.
+    """
+    names = part.patients or [""] * len(part.ids)
+    return np.array(
+        [
+            f"image {own}" if is_missing(name) else f"patient {name}"
+            for own, name in zip(part.ids, names, strict=True)
+        ]
+    )
 
 
 def probe_of(features: Features, source: Source, key: str) -> metrics.LinearProbe:
