@@ -149,6 +149,17 @@ class Texts:
             "words": words,
         }
 
+    def known_tokens(self, texts: Sequence[str]) -> list[tuple[int, int]]:
+        """Of each text how many tokens the tokenizer knows and how many there are, special ones
+        aside.
+        """
+        unknown, found = self.tokenizer.unk_token_id, []
+        for encoding in self._encode(texts).encodings:
+            own = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
+            tokens = [token for token, special in own if not special]
+            found.append((sum(token != unknown for token in tokens), len(tokens)))
+        return found
+
     def word_strings(self, text: str) -> list[str]:
         """The words as `words` of `batch` numbers them."""
         encoding = self._encode([text]).encodings[0]

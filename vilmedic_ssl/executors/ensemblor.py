@@ -69,11 +69,14 @@ def choose_checkpoints(
         files = [path for path in checkpoint.ranked(folder) if path in own]
         if not files:
             of_seed = "" if seed is None else f" of seed {seed}"
-            raise UserError(
-                f"there is no checkpoint with a score{of_seed} in {folder}; train it first, with "
-                "`vilmedic-ssl train` and the same words, or name one with "
-                "ckpt=FILE or ckpt=last"
-            )
+            last = "last_[0-9]*.pth" if seed is None else f"last_{seed}.pth"
+            remedy = "train it first, with `vilmedic-ssl train` and the same words"
+            if any(folder.glob(last)):
+                remedy = (
+                    "no evaluation of its training gave one; score the last checkpoint with "
+                    "ckpt=last, or train on with ckpt=last"
+                )
+            raise UserError(f"there is no checkpoint with a score{of_seed} in {folder}; {remedy}")
         return files if mode == "all" else files[: int(number or 1)]
     if Path(mode).is_file() or (folder / mode).is_file():
         return [checkpoint.find(folder, mode)]

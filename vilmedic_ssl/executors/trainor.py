@@ -13,7 +13,7 @@ from torch import nn
 from vilmedic_ssl import __version__, console, dist
 from vilmedic_ssl.data.loader import Loader
 from vilmedic_ssl.errors import ConfigError, Interrupted, UserError
-from vilmedic_ssl.executors import checkpoint, gradient_cache, health
+from vilmedic_ssl.executors import checkpoint, gradient_cache, health, preflight
 from vilmedic_ssl.executors.amp import amp_dtype
 from vilmedic_ssl.executors.monitors import LOSSES
 from vilmedic_ssl.executors.online_probe import OnlineProbe
@@ -87,7 +87,12 @@ class Trainor:
         self.epoch_steps = len(loader)
         self.total_steps = min(settings.epochs * self.epoch_steps, settings.max_steps or 2**62)
         self._lr_factor()  # refuses wrong arguments before older files are removed
+        preflight.tell_never(
+            settings, self.schedule_keys, epoch_steps=self.epoch_steps, total=self.total_steps
+        )
         self.chunk = self._chunk()
+        preflight.refuse_undefined(validator, settings.early_stop_metric, loader.dataset)
+        preflight.refuse_single_images(self.model, loader, settings, self.chunk, self.cast)
         self.monitor, self.meter = health.CollapseMonitor(), health.Meter()
         self.signals = Signals()
 
@@ -319,6 +324,8 @@ class Trainor:
         waits = self._waits()
         metric = settings.early_stop_metric
         since = f"{waits} evaluations since the best {metric}" if waits else f"best {metric} so far"
+        if math.isnan(score):
+            console.warn(f"{metric} is undefined at step {at.step}: nothing is saved as best")
         console.say(f"evaluation at epoch {at.epoch}, step {at.step}: {told}; {since}")
         return improves(score, best, at.lower_is_better)
 
@@ -358,8 +365,7 @@ class Trainor:
         return self.schedule(clock, **self.schedule_keys)
 
     def _tell_norm_gap(self, batch: dict[str, Any], chunk: int) -> None:
-        norms = (m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
-        if not any(m.training for m in norms) or as_views(batch["images"]) is None:
+        if not gradient_cache.has_batch_norm(self.model) or as_views(batch["images"]) is None:
             return
         with self.cast():
             gap = gradient_cache.norm_gap(self.model, batch, chunk)

@@ -5,7 +5,6 @@ memory of steps.
 from __future__ import annotations
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -142,6 +141,7 @@ def told(row: Mapping[str, Any]) -> list[str]:
 def measured(config: Mapping[str, Any], settings: Any) -> dict[str, Any]:
     """What one process found, as the last columns of the table."""
     from vilmedic_ssl import experiment
+    from vilmedic_ssl.data.loader import steps_of
 
     package = str(Path(experiment.__file__).parents[2])
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -166,9 +166,9 @@ def measured(config: Mapping[str, Any], settings: Any) -> dict[str, Any]:
     if found["state"] == "measured":
         images = settings.images or found["images"]
         trainor, batch = config["trainor"], found["batch"]
-        steps = images // batch if trainor["drop_last"] else math.ceil(images / batch)
+        steps = steps_of(images, batch, drop_last=trainor["drop_last"])
         found["images_per_s"] = batch / found["seconds"]
-        found["hours_per_100_epochs"] = 100 * max(1, steps) * found["seconds"] / 3600
+        found["hours_per_100_epochs"] = 100 * steps * found["seconds"] / 3600
     return {name: found.get(name) for name in columns}
 
 

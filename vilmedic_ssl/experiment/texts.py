@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vilmedic_ssl.data.texts import Texts, TextSettings
 
 FLIP = "HorizontalFlip"
+FEW, MANY = 0.02, 0.2  # shares of silent reports, of unknown tokens, from which one is warned
 MIRROR = {"seq": "dataset.seq.mirror", "text": "dataset.text.mirror"}
 
 
@@ -217,6 +218,39 @@ def settle_flips(node: dict[str, Any]) -> None:
                 f"{key}: {named} without its horizontal flip, because reports name sides; "
                 f"{MIRROR[block]}=0.5 mirrors image and text together"
             )
+
+
+def refuse_unread(dataset: MedicalDataset, most: int = 2000) -> None:
+    """Reports of which the tokenizer knows nothing teach nothing.
+
+    Args:
+        most: evenly spaced reports that are looked at.
+
+    Raises:
+        UserError: no report has a token that the tokenizer knows.
+    """
+    said = [text for text in dataset.said or [] if text]
+    if dataset.texts is None or dataset.texts.tokenizer is None or not said:
+        return
+    said = said[:: -(-len(said) // most)]
+    counts = dataset.texts.known_tokens(said)
+    silent = sum(not known for known, _ in counts)
+    unknown = 1 - sum(known for known, _ in counts) / max(1, sum(n for _, n in counts))
+    remedy = (
+        "leave tokenizer out to have one trained on the training reports, or take one for their "
+        "language and spelling"
+    )
+    if silent == len(said):
+        raise UserError(
+            f"split {dataset.split!r}: the tokenizer knows no token of any report (empty or "
+            f"unknown, for example {said[0][:40]!r}), so there is nothing to read; {remedy}"
+        )
+    if silent > FEW * len(said) or unknown > MANY:
+        console.warn(
+            f"{dataset.split}: {silent:,} of {len(said):,} reports that were looked at have no "
+            f"token that the tokenizer knows, and it does not know {unknown:.0%} of all tokens; "
+            f"{remedy}"
+        )
 
 
 def tell_floor(train: MedicalDataset, batch_size: int, loss: Any, draws: int = 20) -> None:

@@ -21,6 +21,7 @@ from vilmedic_ssl.experiment.settings import Experiment, check, model_of, refuse
 from vilmedic_ssl.experiment.teacher import Teacher, pin_teacher
 from vilmedic_ssl.experiment.texts import (
     pin_text,
+    refuse_unread,
     settle_flips,
     take_text,
     tell_floor,
@@ -150,6 +151,7 @@ def _train(
         model.refuse_images(train_set[0]["images"])
     for sentence in advise_on(train_set):
         console.warn(sentence)
+    refuse_unread(train_set)
     if texts is not None and hasattr(model, "loss"):
         tell_floor(train_set, settings.images_per_step, model.loss)
     train_loader, scored = _loaders(
@@ -203,7 +205,14 @@ def _train(
     run.save_config(kept)
     trainor.fit()
     dist.gather_objects(None)  # none leaves while another still talks to it
-    console.say(f"done: {run.folder}; score it with vilmedic-ssl ensemble {run.config_file}")
+    command = f"vilmedic-ssl ensemble {run.config_file}"
+    if checkpoint.best_files(run.folder, run.seed):
+        console.say(f"done: {run.folder}; score it with {command}")
+    else:
+        console.say(
+            f"done: {run.folder}, without a best checkpoint, since no evaluation gave a "
+            f"{settings.early_stop_metric}; score the last one with {command} ckpt=last"
+        )
     return run.folder
 
 
@@ -378,5 +387,6 @@ def _loaders(
     scored = {}
     for split in dict.fromkeys(experiment.validator.splits):
         dataset = dataset_of(experiment, node, split, augment=True, texts=texts, scored=True)
+        refuse_unread(dataset)
         scored[split] = loader(dataset, size, training=False)
     return train_loader, scored
