@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from vilmedic_ssl.data.patients import Unknown
 from vilmedic_ssl.data.split_file import Row
 from vilmedic_ssl.data.splits import TEST, TRAIN, VALIDATE, assign
 from vilmedic_ssl.data.stratify import balance, deviation, nest, stratify
@@ -28,7 +29,7 @@ class Cohort:
     Attributes:
         homes, ids: split in the data, and name there.
         groups: the patient of each sample, or the sample itself.
-        known: patients are known.
+        unknown: True for samples whose patient is unknown.
         names: one per column: the classes, or the findings and `none positive`.
         table_NL: (N, L) float64 in {0, 1}: which sample shows what.
     """
@@ -36,7 +37,7 @@ class Cohort:
     homes: list[str]
     ids: list[str]
     groups: list[str]
-    known: bool
+    unknown: list[bool]
     names: list[str]
     table_NL: np.ndarray
 
@@ -46,10 +47,16 @@ class Cohort:
     def part(self, mask_N: np.ndarray) -> Cohort:
         """The samples a mask is true for."""
         rows = np.flatnonzero(mask_N)
-        homes, ids, groups = (
-            [column[i] for i in rows] for column in (self.homes, self.ids, self.groups)
-        )
-        return replace(self, homes=homes, ids=ids, groups=groups, table_NL=self.table_NL[rows])
+        columns = {
+            name: [getattr(self, name)[i] for i in rows]
+            for name in ("homes", "ids", "groups", "unknown")
+        }
+        return replace(self, **columns, table_NL=self.table_NL[rows])
+
+    @property
+    def known(self) -> bool:
+        """True when any patient is."""
+        return not all(self.unknown)
 
     def per_patient(self, table_NF: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(patient of each sample (N,), counts (G, F), images per patient (G,))."""
@@ -74,7 +81,7 @@ def pool(homes: Mapping[str, MedicalDataset]) -> Cohort:
                 f"split {home!r} of the data has other classes than the first one; give all "
                 "splits the same ones"
             )
-        patients = data.patients or [""] * len(data)
+        patients = data.patients or [Unknown()] * len(data)
         columns, multi = _columns(data), data.labels is not None and data.labels.ndim == 2
         for i, name in enumerate(data.ids):
             rows.append((home, name, patients[i], columns[i]))
@@ -85,8 +92,8 @@ def pool(homes: Mapping[str, MedicalDataset]) -> Cohort:
     return Cohort(
         [row[0] for row in rows],
         [row[1] for row in rows],
-        [f"patient {row[2]}" if row[2] else f"sample {row[0]}:{row[1]}" for row in rows],
-        all(row[2] for row in rows),
+        [f"sample {r[0]}:{r[1]}" if isinstance(r[2], Unknown) else f"patient {r[2]}" for r in rows],
+        [isinstance(row[2], Unknown) for row in rows],
         [*names, "none positive"] if multi else list(names),
         np.stack([row[3] for row in rows]),
     )

@@ -6,23 +6,16 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vilmedic_ssl.data.patients import tell_apart
 from vilmedic_ssl.errors import UserError
 
 TRAIN, VALIDATE, TEST = "train", "validate", "test"
 FRACTIONS = {TRAIN: 0.7, VALIDATE: 0.1, TEST: 0.2}
 
 
-NOTHING = {"", "nan", "none", "null", "nat", "<na>"}  # a missing id, as tables and pandas spell it
-
-
 def rows_of(table: Any) -> list[Mapping[str, Any]]:
     """A table as rows (column -> value): rows, or a data frame with `to_dict`."""
     return table.to_dict("records") if hasattr(table, "to_dict") else list(table)
-
-
-def is_missing(value: Any) -> bool:
-    """True for an id that names nobody: blank, None, NaN, and their spellings."""
-    return str(value).strip().lower() in NOTHING
 
 
 def assign(groups: Sequence[str], *, fractions: Mapping[str, float], seed: int) -> list[str]:
@@ -67,16 +60,16 @@ def split_patients(
     """The manifest's rows with a `split` column, no patient in two splits.
 
     Args:
-        manifest: rows with a `patient` column, or a pandas data frame.
+        manifest: rows, or a pandas data frame; a row without a `patient` (a blank or missing one)
+            is a patient of its own.
         fractions: share of rows per split, summing to 1.
         seed: shuffles the patients.
 
     Raises:
-        UserError: a row without patient; impossible fractions.
+        UserError: impossible fractions, or fewer patients than splits.
     """
     manifest = rows_of(manifest)
-    for i, row in enumerate(manifest):
-        if is_missing(row.get("patient")):
-            raise UserError(f"row {i + 1} has no patient; give every row a patient id to split by")
-    names = assign([str(row["patient"]) for row in manifest], fractions=fractions, seed=seed)
+    ids = [str(row.get("path", f"row {i}")) for i, row in enumerate(manifest, 1)]
+    groups = tell_apart([row.get("patient") for row in manifest], ids, "patient") or ids
+    names = assign(groups, fractions=fractions, seed=seed)
     return [{**row, "split": name} for row, name in zip(manifest, names, strict=True)]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from vilmedic_ssl.data.datasets.base import Context, ImageRecords, patients_of
+from vilmedic_ssl.data.datasets.base import Context, ImageRecords
 from vilmedic_ssl.data.images import SUFFIXES, ImageFiles
+from vilmedic_ssl.data.patients import patients_of, tell_apart
 from vilmedic_ssl.data.splits import FRACTIONS, TEST, TRAIN, VALIDATE, assign
 from vilmedic_ssl.data.transforms import Transform
 from vilmedic_ssl.errors import MissingSplit, UserError
@@ -71,7 +73,7 @@ class ImageFolder(ImageRecords):
                 f"{root}: no image for split {context.split!r} ({', '.join(SUFFIXES)})"
             )
         self.ids = [path.relative_to(self.root).as_posix() for path, _ in found]
-        self.patients = self._patients(found) if patient_pattern else None
+        self.patients = self._patients(found)
         names = {name for _, name in found}
         if names != {""}:
             self.label_names = [name for name in there if classes is None or name in classes]
@@ -79,14 +81,13 @@ class ImageFolder(ImageRecords):
             self.labels = np.array([number[name] for _, name in found], dtype=np.int64)
         self.files = ImageFiles([path for path, _ in found], transform, augment=context.augment)
 
-    def _patients(self, found: list[tuple[Path, str]]) -> list[str]:
-        """Patients from file names; without a pattern the path itself."""
-        names = [path.relative_to(self.root).as_posix() for path, _ in found]
-        if self.pattern is None:
-            return names
-        inside = patients_of([path.name for path, _ in found], self.pattern)
-        assert inside is not None
-        return inside
+    def _patients(self, found: list[tuple[Path, str]]) -> list[str] | None:
+        """Patients from file names, with an `Unknown` for each the pattern does not match; None
+        where all are.
+        """
+        ids = [path.relative_to(self.root).as_posix() for path, _ in found]
+        names = patients_of([path.name for path, _ in found], self.pattern, among=self._all_names)
+        return None if names is None else tell_apart(names, ids, "patient")
 
     def _folder(self, split: str) -> Path | None:
         """The folder of a split, in any of its spellings, upper or lower case."""
@@ -94,11 +95,20 @@ class ImageFolder(ImageRecords):
         spelled = (name.lower() for name in SPELLINGS.get(split, (split,)))
         return next((there[name] for name in spelled if name in there), None)
 
-    def _class_names(self) -> list[str]:
-        """The class folders of every split, so that numbers agree between splits."""
+    @cached_property
+    def _everything(self) -> list[tuple[Path, str]]:
+        """(path, class folder) of the images of every split."""
         named = (TRAIN, VALIDATE, TEST, self.split) if self._folder(TRAIN) else ()
         folders = {self._folder(split) for split in named} - {None} or {self.root}
-        return sorted({name for base in folders for _, name in self._files(base)})
+        return [entry for base in folders for entry in self._files(base)]
+
+    @cached_property
+    def _all_names(self) -> list[str]:
+        return [path.name for path, _ in self._everything]
+
+    def _class_names(self) -> list[str]:
+        """The class folders of every split, so that numbers agree between splits."""
+        return sorted({name for _, name in self._everything})
 
     def _images(self, base: Path | None) -> list[tuple[Path, str]]:
         """The files of the classes asked for."""
@@ -157,7 +167,8 @@ class ImageFolder(ImageRecords):
     ) -> list[tuple[Path, str]]:
         if not found:
             return []
-        homes = assign(self._patients(found), fractions=shares, seed=0)
+        ids = [path.relative_to(self.root).as_posix() for path, _ in found]
+        homes = assign(self._patients(found) or ids, fractions=shares, seed=0)
         return [entry for entry, home in zip(found, homes, strict=True) if home == split]
 
 
