@@ -10,8 +10,9 @@ import numpy as np
 
 from vilmedic_ssl.data.patients import Unknown
 from vilmedic_ssl.data.split_file import Row
-from vilmedic_ssl.data.splits import TEST, TRAIN, VALIDATE, assign
-from vilmedic_ssl.data.stratify import balance, deviation, nest, stratify
+from vilmedic_ssl.data.splits import TEST, TRAIN, VALIDATE, assign, refuse_shares
+from vilmedic_ssl.data.spread import spread
+from vilmedic_ssl.data.stratify import balance, deviation, nest
 from vilmedic_ssl.errors import UserError
 
 if TYPE_CHECKING:
@@ -118,9 +119,9 @@ def divide(cohort: Cohort, shares: Mapping[str, float], *, method: Method, seed:
     Raises:
         UserError: fewer patients than splits, impossible fractions, or no labels to go by.
     """
-    drawn = assign(cohort.groups, fractions=shares, seed=seed)  # checks the fractions too
+    refuse_shares(cohort.groups, shares)
     if method == "random":
-        return np.array(drawn)
+        return np.array(assign(cohort.groups, fractions=shares, seed=seed))
     if not cohort.names:
         raise UserError(
             f"--method {method}: this data has no labels; name them in the dataset section, or "
@@ -129,10 +130,11 @@ def divide(cohort: Cohort, shares: Mapping[str, float], *, method: Method, seed:
     shares_S = np.array(list(shares.values()))
     of_N, counts_GL, sizes_G = cohort.per_patient(cohort.table_NL)
     if method == "stratified":
-        home_G = stratify(counts_GL, sizes_G, shares_S, seed=seed)
+        home_G = spread(counts_GL, sizes_G, shares_S, seed=seed)
     else:
         more_GF = _combinations(cohort, least=1 / shares_S.min())
-        home_G = balance(counts_GL, more_GF, sizes_G, shares_S, seed=seed)
+        start_G = spread(counts_GL, sizes_G, shares_S, seed=seed)
+        home_G = balance(start_G, counts_GL, more_GF, sizes_G, shares_S, seed=seed)
     return np.array(list(shares))[home_G][of_N]
 
 
