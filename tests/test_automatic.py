@@ -252,3 +252,107 @@ def test_a_class_with_three_patients_is_in_all_splits(tmp_path):
     made = splits_of(folder(tmp_path, *names), patient_pattern=r"([abc]\d+)_")
     for label in "abc":
         assert {split for name, split in made.items() if name[0] == label} == set(SPLITS)
+
+
+# ---- symbolic links ------------------------------------------------------------------------------
+
+
+def link(path: Path, target: Path | str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.symlink(target, path)
+
+
+def read(root: Path, split: str = "train", **keys) -> list[str]:
+    return ImageFolder(Context(split), root=str(root), transform=PLAIN, **keys).ids
+
+
+def test_links_to_classes_splits_files_and_the_root_are_followed(tmp_path):
+    folder(tmp_path / "far", *(f"sick/{i}.png" for i in range(4)), "one.png")
+    folder(tmp_path / "test", *(f"{c}/{i}.png" for c in ("well", "sick") for i in range(2)))
+    root = tmp_path / "root"
+    folder(root, *(f"train/well/{i}.png" for i in range(4)), "val/well/9.png")
+    link(root / "train/sick", tmp_path / "far/sick")
+    link(root / "test", "../test")
+    link(root / "val/sick/one.png", tmp_path / "far/one.png")
+    link(tmp_path / "alias", root)
+    whole = {"well": 4, "sick": 4}
+    for place in (root, tmp_path / "alias"):
+        names = read(place)
+        assert {c: sum(f"/{c}/" in name for name in names) for c in whole} == whole
+        assert len(read(place, "test")) == 4
+        assert read(place, "validate") == ["val/sick/one.png", "val/well/9.png"]
+
+
+def test_links_in_circles_end_and_are_said(tmp_path, capsys):
+    names = [f"{c}/{i}.png" for c in "ab" for i in range(10)]
+    root = tmp_path / "circles"
+    folder(root, *names)
+    link(root / "a/up", root)  # to the root
+    link(root / "a/self", "self")  # to itself
+    link(root / "a/other", root / "b")
+    link(root / "b/other", root / "a")
+    link(root / "c", root / "a")  # a class twice
+    link(root / "a/above", tmp_path)  # above the root
+    for depth in range(12):  # two ways at each step: 4096 to the last
+        place = root / f"b/step{depth}"
+        place.mkdir()
+        for way in "xy":
+            link(place / way, root / f"b/step{depth + 1}" if depth < 11 else root / "a")
+    whole = splits_of(str(root))
+    assert set(whole) == set(names)
+    told = capsys.readouterr().err
+    assert told.count("links to folders that are read anyway are not followed: ") == 1
+    assert f"not followed: {root}/c (is {root}/a), " in told and " more\n" in told
+    left = splits_of(str(root), exclude=["a/*"])  # what is left out may be read another way
+    assert {n.replace("c/", "a/") for n in left if n.startswith("c/")} == set(names[:10])
+    for name, split in left.items():
+        assert whole[name.replace("c/", "a/")] == split
+
+
+def test_the_same_file_twice_is_read_once_or_refused(tmp_path, capsys):
+    root = tmp_path / "same"
+    folder(root, *(f"train/{c}/{i}.png" for c in "ab" for i in range(6)))
+    link(root / "train/a/0_again.png", "0.png")
+    assert len([n for s in ("train", "validate") for n in read(root, s)]) == 12
+    assert capsys.readouterr().err.count("a/0_again.png (is ") == 1
+    link(root / "train/b/9.png", "../a/1.png")
+    with pytest.raises(UserError, match=r"dataset.exclude=\['train/b/9.png'\]"):
+        read(root)
+    names = [n for s in ("train", "validate") for n in read(root, s, exclude=["train/b/9.png"])]
+    assert len(names) == 12
+    link(root / "train/a/gone.png", "nowhere.png")  # not passed over in silence
+    assert "train/a/gone.png" in [
+        n for s in ("train", "validate") for n in read(root, s, exclude=["train/b/9.png"])
+    ]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_folder_that_may_not_be_read_is_said(tmp_path):
+    folder(tmp_path, "a/1.png", "b/2.png", "b/3.png")
+    (tmp_path / "a").chmod(0)
+    with pytest.raises(UserError, match="a cannot be read"):
+        read(tmp_path)
+    (tmp_path / "a").chmod(0o700)
+
+
+def test_folders_are_no_images(tmp_path):
+    folder(tmp_path, *(f"a/{i}.png" for i in range(9)), "a/series.dcm/1.dcm")
+    assert set(splits_of(str(tmp_path))) == {
+        *(f"a/{i}.png" for i in range(9)),
+        "a/series.dcm/1.dcm",
+    }
+
+
+def test_absolute_paths_below_the_root(tmp_path):
+    rows = [{"path": str(tmp_path / f"images/{i:02d}.png"), "split": "train"} for i in range(3)]
+    rows.append({"path": r"images\03.png", "split": "train"})
+    folder(tmp_path, "images/03.png")
+    path = write(tmp_path / "m.csv", rows)
+    for root in (None, "/", str(tmp_path)):
+        relative = rows if root != "/" else rows[:3]
+        path = write(tmp_path / "m.csv", relative)
+        data = Manifest(Context("train"), manifest=path, root=root, transform=PLAIN)
+        assert data.ids == [row["path"] for row in relative]
+        assert all(file.is_file() for file in data.files.paths)
+    with pytest.raises(UserError, match="leads out of .*set the root to a folder that holds them"):
+        Manifest(Context("train"), manifest=path, root=str(tmp_path / "other"))

@@ -296,7 +296,7 @@ def test_manifests_that_are_wrong(tmp_path):
 @pytest.mark.parametrize("name", ["/etc/passwd", "../a.png", "sub/../../a.png", "C:\\a.png"])
 def test_paths_stay_below_the_root(tmp_path, name):
     (tmp_path / "m.csv").write_text(f"path,split\n{name},train\n")
-    with pytest.raises(UserError, match=f"absolute: write it relative to {tmp_path}|leads out"):
+    with pytest.raises(UserError, match=f"leads out of {tmp_path}.*set the root"):
         Manifest(Context("train"), manifest=str(tmp_path / "m.csv"))
 
 

@@ -41,7 +41,7 @@ def walk(base: Path, passed: Callable[[Path], bool] = lambda folder: False) -> W
     twice = set[str]()  # folders that were passed once, and are not a second time
     while links:
         later: list[Path] = []
-        for link in sorted(links):
+        for link in sorted(links, key=lambda link: (len(link.parts), link)):  # classes first
             where = os.path.realpath(link)
             if where in seen:
                 found.repeats[link] = seen[where]

@@ -106,7 +106,7 @@ def _showing(part: Part, name: str) -> list[str]:
     if name not in part.label_names:
         return []
     i = part.label_names.index(name)
-    rows = np.flatnonzero(labels == i if labels.ndim == 1 else labels[:, i] == 1)
+    rows = np.flatnonzero(labels == i if labels.ndim == 1 else labels[:, i] == 1).tolist()
     return [(part.patients or [""] * len(part))[row] or part.row(row) for row in rows]
 
 

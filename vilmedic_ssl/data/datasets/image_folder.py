@@ -134,8 +134,8 @@ class ImageFolder(ImageRecords):
         if base in self._met:
             return self._met[base]
         walked = walk(base, self._passed)
-        self._tell_repeats(walked)
         met: dict[str, Found] = {}
+        twice: dict[Path, Path] = {}
         for path in walked.files:
             if path.suffix.lower() not in SUFFIXES:
                 continue
@@ -143,7 +143,11 @@ class ImageFolder(ImageRecords):
             globs = tuple(_matching(path.relative_to(self.root), self.exclude))
             image = Found(path, below[0] if len(below) > 1 else "", path, globs)
             real = walked.real[path]
+            if real in met and not image.globs and not met[real].globs:
+                twice[path] = met[real].path
             met[real] = image if real not in met else self._once(met[real], image)
+        self._tell_repeats(base, walked.repeats, "folders", "not followed")
+        self._tell_repeats(base, twice, "images", "left out")
         self._met[base] = sorted(met.values(), key=lambda image: image.path)
         return self._met[base]
 
@@ -152,10 +156,17 @@ class ImageFolder(ImageRecords):
         name = f"{folder.relative_to(self.root).as_posix()}/"
         return any(glob.endswith("*") and fnmatch.fnmatch(name, glob) for glob in self.exclude)
 
-    def _tell_repeats(self, walked: Walk) -> None:
-        for link, place in walked.repeats.items():
-            if not self._passed(link) and not _matching(link.relative_to(self.root), self.exclude):
-                _warn(f"{link} leads to {place}, which is read there: the link is not followed")
+    def _tell_repeats(self, base: Path, repeats: dict[Path, Path], kind: str, end: str) -> None:
+        """Say once how many links of a kind lead to what is read anyway, the nearest by name."""
+        links = [
+            link
+            for link in sorted(repeats, key=lambda link: (len(link.parts), link))
+            if not self._passed(link) and not _matching(link.relative_to(self.root), self.exclude)
+        ]
+        if links:
+            told = ", ".join(f"{link} (is {repeats[link]})" for link in links[:3])
+            more = f" and {len(links) - 3:,} more" if len(links) > 3 else ""
+            _warn(f"{base}: links to {kind} that are read anyway are {end}: {told}{more}")
 
     def _once(self, image: Found, other: Found) -> Found:
         """One of two paths to the same file: the first that is not left out.
@@ -172,7 +183,6 @@ class ImageFolder(ImageRecords):
                 f"{other.path} is the same file as {image.path}, in another class, through a link; "
                 f"take one out, or leave it out with \"dataset.exclude=['{name}']\""
             )
-        _warn(f"{other.path} is the same file as {image.path}, through a link: it is read once")
         return image
 
     def _refuse_idle_globs(self, everything: Sequence[Found]) -> None:
