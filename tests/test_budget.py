@@ -373,7 +373,7 @@ def test_a_run_with_a_budget(tiny, tmp_path, capsys):
         place / "report.html"
     ).read_text(encoding="utf-8")
     capsys.readouterr()
-    assert main(["train", str(folder), "ckpt=last", "budget.samples=30"]) == 2
+    assert main(["train", str(folder), "ckpt=last", "budget.samples=12"]) == 2
     assert "the train split was another one then" in capsys.readouterr().err
     assert main(["ensemble", str(folder), "budget=null", *quick]) == 0
     assert "was trained with the budget samples 24, seed 3" in capsys.readouterr().err

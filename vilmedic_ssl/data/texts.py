@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vilmedic_ssl import console
+from vilmedic_ssl.data.patients import Unknown
 from vilmedic_ssl.errors import ConfigError
 from vilmedic_ssl.registry import closest
 
@@ -204,6 +205,8 @@ def group_names(text: str, study: str | None, patient: str | None, own: str) -> 
     """What a pair is alike by: its text, its study (names of studies may repeat between patients),
     its patient; `own` stands for what is not known.
     """
+    patient = None if isinstance(patient, Unknown) else patient
+    study = None if isinstance(study, Unknown) else study
     of_study = f"study {patient or ''} / {study}" if study else f"own study {own}"
     return [f"text {text}", of_study, f"patient {patient}" if patient else f"own patient {own}"]
 

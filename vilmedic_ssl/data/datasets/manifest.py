@@ -80,7 +80,8 @@ class Manifest(ImageRecords):
             column.
         blank: what an empty cell becomes, likewise.
         filter: values to keep per column, for example {view: [PA, AP]}.
-        fractions: share of the splits, made by patient, when there is no `split` column.
+        fractions: share of the splits, made by patient when there is no `split` column, even in
+            findings and other columns of few values; no other key moves an image.
         masks: CSV file below root with the outlines of findings, for plug-ins that ask where a
             model looks: columns path (as in the manifest), finding (a label's name) and mask (an
             image as large as the one it belongs to, bright inside; relative to this file); and
@@ -122,7 +123,7 @@ class Manifest(ImageRecords):
                     hint = closest(column, labels)
                     raise ConfigError(f"dataset.{key}: {column!r} is no column of labels; {hint}")
         if "split" not in columns:
-            table = split_patients(table, fractions=fractions)
+            table = split_patients(table, fractions=fractions, label=label)
         kept = [row for row in table if all(_keeps(row[c], wanted) for c, wanted in filter.items())]
         rows = [row for row in kept if row["split"] == context.split]
         if not rows:
