@@ -20,6 +20,8 @@ FLOORS = {
     "errors": 0,
     "registry": 0,
     "schema": 0,
+    "scalars": 0,
+    "settle": 0,
     "config": 0,
     "compat": 0,
     "dist": 0,

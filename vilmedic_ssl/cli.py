@@ -25,8 +25,8 @@ sections of a config (keys: `docs/configuration.md`, or the signature named here
   sweep       what varies over trainings   vilmedic_ssl.executors.sweep_settings.SweepSettings
               post_processing plug-ins     vilmedic_ssl/post_processing/
 
-overrides are read as YAML: trainor.batch_size=64 ensemblor.splits=[train,test]
-trainor.optim_params.lr=1e-3
+overrides: trainor.batch_size=64 trainor.optim_params.lr=1e-3 'dataset.root=my images'
+'ensemblor.splits=[train, test]'; values in brackets or braces are YAML
 exit codes: 0 done, 2 wrong input, 3 diverged, 4 a leak between splits that audit.allow does
             not name, 130 interrupted (a checkpoint was written), 1 a bug of ours
 """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from vilmedic_ssl import console
@@ -55,7 +54,7 @@ def _warn_of_another_reading(now: TextSettings, then: TextSettings) -> None:
     for name in names:
         asked, known = getattr(now, name), getattr(then, name)
         if asked != known and (name != "sections" or list(asked) != list(known)):
-            _tell(
+            console.warn_once(
                 f"reports are read with {name} {asked} here and were with {known} in training; the "
                 "config beside the checkpoint has what it was trained with"
             )
@@ -161,7 +160,7 @@ def spoken(dataset: MedicalDataset, model: str, *, train: bool) -> MedicalDatase
     if len(rows) == len(dataset):
         return dataset
     if not rows and not train:
-        _tell(
+        console.warn_once(
             f"{dataset.split}: no image has a report; only what images and labels score says "
             "anything"
         )
@@ -171,17 +170,11 @@ def spoken(dataset: MedicalDataset, model: str, *, train: bool) -> MedicalDatase
             f"split {dataset.split!r}: no report has anything left to read; look at processing and "
             "sections of the text settings"
         )
-    _tell(
+    console.warn_once(
         f"{dataset.split}: {len(dataset) - len(rows):,} of {len(dataset):,} images have no report "
         "to read (blank, or without the sections asked for) and are left out"
     )
     return Part(dataset, rows)
-
-
-@cache
-def _tell(text: str) -> None:
-    """Once: a split is built several times in a run."""
-    console.warn(text)
 
 
 def settle_flips(node: dict[str, Any]) -> None:

@@ -46,12 +46,13 @@ if TYPE_CHECKING:
     Origin = Start | Teacher | VAEFile
 
 
-def train(config: Mapping[str, Any], *, audit: bool = True) -> Path:
+def train(config: Mapping[str, Any], *, audit: bool = True, rehearse: bool = False) -> Path:
     """Train what a config describes, from scratch or from its `ckpt`; returns the run folder. A
     config with a `flow` has all its stages trained and compared.
 
     Args:
         audit: false = the caller has audited this data.
+        rehearse: true = do all but the steps, and save the weights that they would begin with.
 
     Raises:
         UserError: wrong config, data or checkpoint; another process is at work on the run.
@@ -203,6 +204,9 @@ def _train(
     if start is not None:
         dist.on_main(lambda: start.write(run.init_file))
     run.save_config(kept)
+    if rehearse:
+        trainor.save()
+        return run.folder
     trainor.fit()
     dist.gather_objects(None)  # none leaves while another still talks to it
     command = f"vilmedic-ssl ensemble {run.config_file}"

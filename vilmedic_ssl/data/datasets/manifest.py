@@ -6,7 +6,7 @@ import csv
 from collections import Counter
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from torch import Tensor
@@ -21,6 +21,7 @@ from vilmedic_ssl.data.texts import TextSettings
 from vilmedic_ssl.data.transforms import Transform
 from vilmedic_ssl.errors import ConfigError, MissingSplit, UserError
 from vilmedic_ssl.registry import closest, proto
+from vilmedic_ssl.settle import AsText
 
 Row = dict[str, str]
 Policy = Literal["ignore", "positive", "negative"]
@@ -101,7 +102,7 @@ class Manifest(ImageRecords):
         label: str | None = None,
         uncertain: Policy | dict[str, Policy] = "ignore",
         blank: Policy | dict[str, Policy] = "negative",
-        filter: dict[str, Any] = {},  # noqa: B006 (never written to)
+        filter: Annotated[dict[str, Any], AsText()] = {},  # noqa: B006 (never written to)
         fractions: dict[str, float] = FRACTIONS,  # noqa: B006 (never written to)
         masks: str | None = None,
         text: TextSettings = TextSettings(),  # noqa: B008 (frozen)
