@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from vilmedic_ssl.errors import ConfigError, UserError
+from vilmedic_ssl.executors.stored import refuse_malformed
 from vilmedic_ssl.registry import find as find_proto
 
 FORMAT = 1
@@ -120,7 +121,7 @@ def read_run(path: Path) -> dict[str, Any]:
     """A checkpoint with what continues or evaluates a run, not the weights alone.
 
     Raises:
-        UserError: as `read`, or an entry is missing.
+        UserError: as `read`, or an entry is missing or of another kind.
     """
     content = read(path)
     if missing := sorted(OF_A_RUN - set(content)):
@@ -128,6 +129,7 @@ def read_run(path: Path) -> dict[str, Any]:
             f"{path} is not a checkpoint of a run: it has no {missing[0]!r}; take one that "
             "training wrote"
         )
+    refuse_malformed(content, path)
     return content
 
 
