@@ -174,6 +174,11 @@ def _explain_options(made: argparse.ArgumentParser) -> None:
         "--square", type=int, metavar="PIXELS", help="what covers, for occlusion (default: 1/8)"
     )
     made.add_argument("--beside", choices=("random",), help="also the network before training")
+    made.add_argument(
+        "--data",
+        metavar="CONFIG",
+        help="config with the training images of a checkpoint without a classifier",
+    )
     made.add_argument("--plugins", metavar="MODULE[,MODULE]", help="modules with further protos")
     made.add_argument(
         "--out", default="explain.png", metavar="FILE.png", help="default: explain.png"

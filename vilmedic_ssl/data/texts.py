@@ -239,9 +239,11 @@ def _warn_once(text: str) -> None:
 
 def settings_of(node: Mapping[str, Any]) -> TextSettings:
     """The text settings inside a checked dataset node, wherever its proto keeps them."""
-    from vilmedic_ssl.schema import schema
+    from vilmedic_ssl.schema import build, schema
 
     for key in KEYS:
         if isinstance(node.get(key), Mapping):
             node = node[key]
-    return TextSettings(**{k: node[k] for k in schema(TextSettings) if k in node})
+    keys = {k: node[k] for k in schema(TextSettings) if k in node}
+    settings: TextSettings = build(keys, cls=TextSettings, where="dataset")
+    return settings

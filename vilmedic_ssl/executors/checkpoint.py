@@ -15,6 +15,7 @@ import torch
 
 from vilmedic_ssl import files
 from vilmedic_ssl.errors import ConfigError, UserError
+from vilmedic_ssl.executors.stored import refuse_malformed
 from vilmedic_ssl.registry import find as find_proto
 
 FORMAT = 1
@@ -149,7 +150,7 @@ def read_run(path: Path) -> dict[str, Any]:
     """A checkpoint with what continues or evaluates a run, not the weights alone.
 
     Raises:
-        UserError: as `read`, or an entry is missing.
+        UserError: as `read`, or an entry is missing or of another kind.
     """
     content = read(path)
     if missing := sorted(OF_A_RUN - set(content)):
@@ -157,6 +158,7 @@ def read_run(path: Path) -> dict[str, Any]:
             f"{path} is not a checkpoint of a run: it has no {missing[0]!r}; take one that "
             "training wrote"
         )
+    refuse_malformed(content, path)
     return content
 
 

@@ -32,6 +32,7 @@ def explain(
     square: int | None = None,
     size: int | None = None,
     beside: Literal["random"] | None = None,
+    data: str | Path | None = None,
     plugins: Sequence[str] = (),
 ) -> Path:
     """Write the image beside a map of what speaks for a class; returns the file.
@@ -45,6 +46,8 @@ def explain(
             of the image.
         size: side of the image for foreign weights, pixels; None = as timm has it.
         beside: random = also the network before training.
+        data: config whose training images a linear probe learns from, for a checkpoint of ours
+            without a classifier; the config in a checkpoint is not asked for paths.
         plugins: modules that register the protos of a checkpoint of ours.
 
     Raises:
@@ -68,8 +71,10 @@ def explain(
         for option, value in (("--backbone", backbone), ("--size", size)):
             if value is not None:
                 raise UserError(f"{option}: {held.path} knows its own; leave it out")
-        subject = own_subject(held.path, beside=beside is not None)
+        subject = own_subject(held.path, beside=beside is not None, data=data)
     else:
+        if data is not None:
+            raise UserError(f"--data: {held.path} is no checkpoint of ours; leave it out")
         subject = foreign_subject(held, backbone, size, beside=beside is not None)
     names = classes.split(",") if classes else subject.names
     _draw(Path(image), subject, names, wanted, method, layer, square, file)

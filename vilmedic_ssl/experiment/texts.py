@@ -67,7 +67,13 @@ def take_text(node: dict[str, Any], content: Mapping[str, Any], texts: Texts | N
     if "encoder" not in node["model"]:
         _settle(node["model"], texts, [])
         return
-    node["model"]["encoder"]["config"] = content["config"]["model"]["encoder"]["config"]
+    then = content["config"]["model"].get("encoder")
+    if not isinstance(then, Mapping) or not isinstance(then.get("config"), Mapping):
+        raise UserError(
+            "this checkpoint does not hold the architecture of its text encoder "
+            "(model.encoder.config); take one that training wrote"
+        )
+    node["model"]["encoder"]["config"] = dict(then["config"])
     _limit(texts, node["model"]["encoder"]["config"])
 
 
@@ -124,10 +130,10 @@ def _settle(model: dict[str, Any], texts: Texts, said: Sequence[str]) -> None:
 
 def _limit(texts: Texts, config: Mapping[str, Any]) -> None:
     """No text longer than the encoder has positions for."""
-    from transformers import AutoConfig
+    from vilmedic_ssl.nets.architecture import text_config
 
-    kind = config["model_type"]
-    made = AutoConfig.for_model(**{k: v for k, v in config.items() if k != "dtype"})
+    made = text_config(config)
+    kind = made.model_type
     positions = getattr(made, "max_position_embeddings", None)
     if positions is None:
         return
