@@ -4,7 +4,6 @@ import csv
 import json
 import re
 import shutil
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -366,30 +365,6 @@ def test_images_that_were_learned_from_are_not_tested_on(phantom, tmp_path, monk
     capfd.readouterr()
     assert main(["train", str(path), "audit=null", start]) == 4
     assert "are among those a stage learns from" in capfd.readouterr().err
-
-
-def test_labels_for_a_linear_probe(phantom, tmp_path, monkeypatch, capfd):
-    """It is fitted on two patients at least where there is no validate split."""
-    folder = tmp_path / "data"
-    shutil.copytree(phantom, folder)
-    rows = [row for row in read_table(folder / "manifest.csv") if row["split"] != "validate"]
-    with (folder / "manifest.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    size = Counter(row["patient"] for row in rows if row["split"] == "train")
-    monkeypatch.setattr(Trainor, "fit", lambda self: pytest.fail("a stage was trained"))
-    path = flow(folder, tmp_path, seeds=[0], budgets=[{"samples": max(size.values())}])
-    node = yaml.safe_load(path.read_text())
-    kept = {name: node["flow"]["stages"][name] for name in ("pretrain", "linear")}
-    node["flow"] |= {"stages": kept, "baseline": None}
-    path.write_text(yaml.safe_dump(node, sort_keys=False))
-    ids = tmp_path / "ids.txt"
-    one = next(row["path"] for row in rows if row["split"] == "train")
-    ids.write_text(f"{one}\n")
-    budget = f"flow.budgets=[{{ids: {ids}}}]"
-    assert main(["train", str(path), "audit=null", "validator.splits=[test]", budget]) == 2
-    assert "two patients with labels" in capfd.readouterr().err
 
 
 def test_names_of_budgets():

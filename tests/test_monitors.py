@@ -8,6 +8,7 @@ import torch
 from methods import node_of
 
 from vilmedic_ssl import build
+from vilmedic_ssl.data.patients import Unknown
 from vilmedic_ssl.errors import ConfigError, UserError
 from vilmedic_ssl.executors import checkpoint, gradient_cache
 from vilmedic_ssl.executors.monitors import METRICS, Seen, check_pairs, check_scores
@@ -156,6 +157,6 @@ def test_the_validator_knows_the_patients_and_says_so(tiny, monkeypatch, capsys)
 
 def test_what_knn_leaves_out_is_told():
     assert "patients unknown: kNN leaves out the image itself" in neighbours_left_out(None)
-    assert neighbours_left_out(["", " "]) == neighbours_left_out(None)
+    assert neighbours_left_out([Unknown("1"), Unknown("2")]) == neighbours_left_out(None)
     assert neighbours_left_out(["a", "b"]) == "kNN leaves out images of the same patient"
-    assert "; 1 of 2 have none" in neighbours_left_out(["a", ""])
+    assert "; 1 of 2 have none" in neighbours_left_out(["a", Unknown("2")])

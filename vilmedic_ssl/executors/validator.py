@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vilmedic_ssl import console, dist
 from vilmedic_ssl.data.loader import Loader
-from vilmedic_ssl.data.splits import is_missing
+from vilmedic_ssl.data.patients import count_unknown
 from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.executors.gradient_cache import parts_of
 from vilmedic_ssl.executors.monitors import METRICS, Seen
@@ -138,7 +138,7 @@ class Validator:
 
 def neighbours_left_out(patients: list[str] | None) -> str:
     """Who is left out of the vote of `knn`."""
-    unknown = 0 if patients is None else sum(map(is_missing, patients))
+    unknown = count_unknown(patients)
     if patients is None or unknown == len(patients):
         return "patients unknown: kNN leaves out the image itself, not others of its patient"
     some = f"; {unknown:,} of {len(patients):,} have none and leave out themselves"

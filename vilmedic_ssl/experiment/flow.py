@@ -43,7 +43,6 @@ def run_flow(config: Mapping[str, Any], *, only_table: bool = False) -> Path:
     """
     from vilmedic_ssl import dist
     from vilmedic_ssl.executors.flow_table import as_text, cells, in_words, write
-    from vilmedic_ssl.executors.run import Run
     from vilmedic_ssl.report_flow import write_flow_report
 
     checked = check_flow(plain(config))
@@ -51,7 +50,6 @@ def run_flow(config: Mapping[str, Any], *, only_table: bool = False) -> Path:
     settings = flow.flow
     dist.start(dist.choose_device(flow.device))
     shared = shared_of(checked)
-    dist.on_main(Run(flow.folder, 0).create)
     data = inspect(settings, shared, flow.folder)
     dist.on_main(lambda: _save(checked, flow.folder))
     plan = list(steps(settings, shared, {name: of.hash for name, of in data.items()}))
@@ -104,10 +102,19 @@ def compare_again(config: Mapping[str, Any]) -> dict[str, float | str]:
 
 
 def _save(checked: Mapping[str, Any], folder: Path) -> None:
-    """The resolved config, which runs and scores the flow without the words it was given."""
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_partials(folder)
-    write_text(folder / "flow.yml", dump(checked))
+    """The resolved config, which runs and scores the flow without the words it was given.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_partials(folder)
+        write_text(folder / "flow.yml", dump(checked))
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder} ({error.strerror}); change ckpt_dir or name"
+        ) from error
 
 
 class _Runner:

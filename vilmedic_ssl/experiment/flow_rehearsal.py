@@ -46,7 +46,7 @@ def rehearse(
 
     todo = [step for step in plan if not dist.on_main(partial(steps.done, step))]
     for step in todo:
-        _refuse_labels(step, data[step.name])
+        _refuse_budget(step, data[step.name])
     if not todo:
         return
     console.say("setting every stage up, to see that it can run")
@@ -121,40 +121,20 @@ def _build(node: dict[str, Any]) -> None:
     model_of(node)
 
 
-def _refuse_labels(step: Step, data: Data) -> None:
+def _refuse_budget(step: Step, data: Data) -> None:
     """Raises:
-    UserError: the budget of a step takes nothing, or its judge would lack labels.
+    UserError: the budget of a step takes nothing.
     """
-    import numpy as np
-
-    from vilmedic_ssl.data.budget_rows import choose, is_labelled
+    from vilmedic_ssl.data.budget_rows import choose
     from vilmedic_ssl.data.datasets.part import Part
 
     train, node = data.splits["train"], step.config.get("budget")
     while isinstance(train, Part):  # of the first stage with this data, which may have its budget
         train = train.home
     try:
-        rows = list(range(len(train)))
-        if train.labels is not None:
-            rows = np.flatnonzero(is_labelled(train)).tolist()
         if node is not None:
             budget = Budget(**node)
-            rows = choose(train, budget, seed=budget.seeded(step.seed)).labelled
-        if step.stage.judged_by != "linear_probe":
-            return
-        validate = data.splits.get("validate")
-        if validate is None:
-            names = train.ids if train.patients is None else train.patients
-            if len({names[i] for i in rows}) < 2:
-                raise UserError(
-                    "linear_probe needs two patients with labels, one to choose by; write a "
-                    "larger budget, or add a validate split"
-                )
-        elif validate.labels is None or not is_labelled(validate).any():
-            raise UserError(
-                "linear_probe chooses by the labels of validate, which has none; add labels, or "
-                "write judge: knn"
-            )
+            choose(train, budget, seed=budget.seeded(step.seed))
     except UserError as error:
         raise _named(step, error) from error
 

@@ -76,7 +76,8 @@ def train(config: Mapping[str, Any], *, audit: bool = True, rehearse: bool = Fal
     dist.start(device)
     run = Run(experiment.folder, _seed(experiment))
     with run.owned("trained"):
-        return _train(replace(experiment, seed=run.seed), node, run, device, audit=audit)
+        experiment = replace(experiment, seed=run.seed)
+        return _train(experiment, node, run, device, audit=audit, rehearse=rehearse)
 
 
 def _seed(experiment: Experiment) -> int:
@@ -90,7 +91,13 @@ def _seed(experiment: Experiment) -> int:
 
 
 def _train(
-    experiment: Experiment, node: dict[str, Any], run: Run, device: torch.device, *, audit: bool
+    experiment: Experiment,
+    node: dict[str, Any],
+    run: Run,
+    device: torch.device,
+    *,
+    audit: bool,
+    rehearse: bool,
 ) -> Path:
     """`train`, in a run folder that nobody else writes."""
     from vilmedic_ssl import dist

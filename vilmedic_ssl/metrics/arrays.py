@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vilmedic_ssl.data.splits import is_missing
+from vilmedic_ssl.data.patients import is_missing
 from vilmedic_ssl.errors import UserError
 
 

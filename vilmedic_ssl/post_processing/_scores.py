@@ -10,7 +10,6 @@ import numpy as np
 
 from vilmedic_ssl import metrics
 from vilmedic_ssl.console import warn
-from vilmedic_ssl.data.splits import is_missing
 from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.metrics.probe import FALLBACK
 from vilmedic_ssl.post_processing._shared import (
@@ -107,16 +106,10 @@ def voted(
 
 
 def groups_of(part: SplitFeatures) -> np.ndarray:
-    """(N,) text: the patient of each image, or where it is unknown the image's own name, so that
-    an image that stands in two splits is known again.
+    """(N,) text: the patient of each image, or where it is unknown a name of the image's own, the
+    same one in every split that holds the image.
     """
-    names = part.patients or [""] * len(part.ids)
-    return np.array(
-        [
-            f"image {own}" if is_missing(name) else f"patient {name}"
-            for own, name in zip(part.ids, names, strict=True)
-        ]
-    )
+    return np.array(part.patients or part.ids, dtype=str)
 
 
 def probe_of(features: Features, source: Source, key: str) -> metrics.LinearProbe:
