@@ -123,7 +123,7 @@ def offence(node: ast.AST) -> str | None:
 @pytest.mark.parametrize("path", [*FILES, *SCRIPTS], ids=relative)
 def test_no_file_does_what_is_forbidden(path):
     text = path.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 400
+    assert len(text.splitlines()) <= 600
     assert "TODO" not in text and "FIXME" not in text
     for node in ast.walk(ast.parse(text)):
         found = offence(node)
