@@ -167,10 +167,14 @@ def test_killed_between_the_first_best_and_the_first_last_it_goes_on(
     (best,) = folder.glob("*.pth")
     assert checkpoint.find(folder, "last", 0) == checkpoint.find(folder, "last") == best
     assert list(folder.glob(".*.partial")) and (folder / "lock_0.json").is_file()
+    (folder / "last_0.partial").touch()  # of earlier versions
+    (folder / "evaluations").mkdir()
+    (folder / "evaluations/.results.json.01234567.partial").touch()
     assert main(["train", str(CONFIG), *words]) == 2
     assert "ckpt=last" in capfd.readouterr().err
     assert main(["train", str(CONFIG), *words, "ckpt=last"]) == 0
     assert f"resumed from {best}" in capfd.readouterr().err
+    (folder / "evaluations").rmdir()
     assert_same(end_of(folder), undisturbed[0])
 
 

@@ -195,7 +195,7 @@ def _train(
             f"resumed from {source}: epoch {at.epoch}, step {at.step} of {trainor.total_steps}"
         )
         if over := trainor.over():  # what lies there is that of the steps that were made
-            console.say(f"already finished: {over} to go on; nothing was written")
+            console.say(f"already finished: {over} to go on")
             return run.folder
     dist.on_main(lambda: checkpoint.remove(old))
     if start is not None:
