@@ -152,10 +152,10 @@ def test_the_run_that_is_killed_has_what_it_should(undisturbed):
 
 def test_killed_again_and_again_it_ends_alike(undisturbed, tiny, tmp_path):
     expected, _ = undisturbed
-    words, folder, number = [*tiny("run"), *KEPT], tmp_path / "ckpt/run", 4
+    words, folder, number = [*tiny("run"), *KEPT], tmp_path / "ckpt/run", 6
     while killed([*words, *resumed(folder)], folder, before(number)):
-        number += 5
-    assert number > 15
+        number += 7
+    assert number > 19
     assert_same(end_of(folder), expected)
 
 
@@ -549,3 +549,4 @@ def test_a_file_of_another_run_replaces_no_run_unasked(tiny, tmp_path, capfd):
     assert {p: p.read_bytes() for p in two.iterdir()} == before
     assert main(["train", str(CONFIG), *onto, "overwrite=true"]) == 0
     assert checkpoint.read(two / "last_0.pth")["progress"]["step"] == 4
+    assert {r["step"] for r in read_log(two / "log_0.jsonl")} == {4}
