@@ -152,10 +152,10 @@ def test_the_run_that_is_killed_has_what_it_should(undisturbed):
 
 def test_killed_again_and_again_it_ends_alike(undisturbed, tiny, tmp_path):
     expected, _ = undisturbed
-    words, folder, number = [*tiny("run"), *KEPT], tmp_path / "ckpt/run", 4
+    words, folder, number = [*tiny("run"), *KEPT], tmp_path / "ckpt/run", 6
     while killed([*words, *resumed(folder)], folder, before(number)):
-        number += 5
-    assert number > 15
+        number += 7
+    assert number > 19
     assert_same(end_of(folder), expected)
 
 
@@ -167,10 +167,14 @@ def test_killed_between_the_first_best_and_the_first_last_it_goes_on(
     (best,) = folder.glob("*.pth")
     assert checkpoint.find(folder, "last", 0) == checkpoint.find(folder, "last") == best
     assert list(folder.glob(".*.partial")) and (folder / "lock_0.json").is_file()
+    (folder / "last_0.partial").touch()  # of earlier versions
+    (folder / "evaluations").mkdir()
+    (folder / "evaluations/.results.json.01234567.partial").touch()
     assert main(["train", str(CONFIG), *words]) == 2
     assert "ckpt=last" in capfd.readouterr().err
     assert main(["train", str(CONFIG), *words, "ckpt=last"]) == 0
     assert f"resumed from {best}" in capfd.readouterr().err
+    (folder / "evaluations").rmdir()
     assert_same(end_of(folder), undisturbed[0])
 
 
@@ -545,3 +549,4 @@ def test_a_file_of_another_run_replaces_no_run_unasked(tiny, tmp_path, capfd):
     assert {p: p.read_bytes() for p in two.iterdir()} == before
     assert main(["train", str(CONFIG), *onto, "overwrite=true"]) == 0
     assert checkpoint.read(two / "last_0.pth")["progress"]["step"] == 4
+    assert {r["step"] for r in read_log(two / "log_0.jsonl")} == {4}

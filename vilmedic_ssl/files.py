@@ -68,10 +68,10 @@ def write_text(path: str | Path, text: str, errors: str = "strict") -> None:
 
 
 def remove_partials(folder: Path) -> None:
-    """Remove what killed processes left of files in a folder: what no process has locked or, where
-    there are no locks, has been written to for a day.
+    """Remove what killed processes left of files in a folder and those in it: what no process has
+    locked or, where there are no locks, has written to for a day.
     """
-    for path in folder.glob(".*.partial"):
+    for path in folder.rglob(".*.partial"):
         if PARTIAL.fullmatch(path.name):
             with suppress(OSError):  # it is finished by now, or another one's
                 handle = os.open(path, os.O_WRONLY)

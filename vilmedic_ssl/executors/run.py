@@ -68,8 +68,9 @@ class Run:
             remedy = "wait for it or stop it"
             remedy += ", or write another name= or seed=" if doing == "trained" else ""
             stack.enter_context(locks.owner(self.lock_file, here, remedy))
-            for folder in (self.folder, self.folder / "reconstructions"):
-                files.remove_partials(folder)
+            files.remove_partials(self.folder)
+            for path in self.folder.glob(f"*_{self.seed}.partial"):  # of earlier versions
+                path.unlink()
         except OSError as error:
             raise UserError(
                 f"cannot write to {self.folder} ({error.strerror}); change ckpt_dir or name"

@@ -101,9 +101,11 @@ def _train(
     import torch
 
     from vilmedic_ssl.data.loader import close_all
-    from vilmedic_ssl.executors.checkpoint import newest
+    from vilmedic_ssl.executors.checkpoint import best_files, last_files, newest, remove
 
     folder = plan.folder / name_of(trial.number)
+    if not trial.begun:  # of an earlier sweep; killed from here on, this one must not continue them
+        remove([*last_files(folder, seed), *best_files(folder, seed)])
     again = trial.begun and newest(folder, seed) is not None
     place = {"ckpt_dir": str(plan.folder), "name": name_of(trial.number), "seed": seed}
     start = {"ckpt": "last"} if again else {"overwrite": True}

@@ -114,15 +114,12 @@ def _train(
     assert settings is not None
     metrics = experiment.validator.metrics or []
     lower = check_metrics(metrics, settings.early_stop_metric)
-    content, old = None, []
+    content = source = None
     if experiment.ckpt:
         source = checkpoint.find(run.folder, experiment.ckpt, run.seed)
         content = checkpoint.read_run(source)
-        if source.resolve().parent != run.folder.resolve():  # this run begins here
-            old = _old_files(run, experiment.overwrite)
-    else:
-        drawn = run.folder.glob(f"reconstructions/*_{run.seed}.png")
-        old = [*_old_files(run, experiment.overwrite), run.init_file, *drawn]
+    goes_on = source is not None and source.parent.resolve() == run.folder.resolve()
+    old = [] if goes_on else _old_files(run, experiment.overwrite)
     console.say(
         f"run {run.folder}, seed {run.seed}, device {device.type}, {dist.world_size()} process(es)"
     )
@@ -205,7 +202,7 @@ def _train(
             f"resumed from {source}: epoch {at.epoch}, step {at.step} of {trainor.total_steps}"
         )
         if over := trainor.over():  # what lies there is that of the steps that were made
-            console.say(f"already finished: {over} to go on; nothing was written")
+            console.say(f"already finished: {over} to go on")
             return run.folder
     dist.on_main(lambda: checkpoint.remove(old))
     if start is not None:
@@ -300,10 +297,10 @@ def _steered_by_labels(experiment: Experiment) -> bool:
 
 
 def _old_files(run: Run, overwrite: bool) -> list[Path]:
-    """The checkpoints of an earlier training that this one replaces, once it can start.
+    """What an earlier training left that this one replaces, once it can start.
 
     Raises:
-        UserError: there are some and `overwrite` is false.
+        UserError: there are checkpoints and `overwrite` is false.
     """
     from vilmedic_ssl import dist
     from vilmedic_ssl.executors import checkpoint
@@ -316,7 +313,8 @@ def _old_files(run: Run, overwrite: bool) -> list[Path]:
             f"{run.folder} already holds {old[0].name}: continue it with ckpt=last, choose another "
             "name= or seed=, or replace it with overwrite=true"
         )
-    return old
+    drawn = run.folder.glob(f"reconstructions/*_{run.seed}.png")
+    return [*old, run.init_file, run.log_file, *drawn]
 
 
 def _classes(dataset: MedicalDataset) -> np.ndarray:
