@@ -154,6 +154,23 @@ def widen(score_MC: np.ndarray, classes: int) -> np.ndarray:
     return np.pad(score_MC, ((0, 0), (0, max(0, classes - score_MC.shape[1]))))
 
 
+def blanked(score_MC: np.ndarray, y: np.ndarray, *, fitted: bool = False) -> np.ndarray:
+    """Scores (M, C), nan in the columns of what a judge that was shown the labels y, (N,) or (N,
+    C), knows nothing of. Its score there is a constant, whose AUROC of 0.5 says nothing about the
+    features, and which is no finding's.
+
+    Args:
+        fitted: the judge is a regression that may have been fitted on some of these rows only: what
+            has the same score everywhere was not among them.
+    """
+    known_C = metrics.learnable(y, score_MC.shape[1])
+    if fitted and len(score_MC) > 1:
+        known_C = known_C & (np.ptp(score_MC, axis=0) > 0)
+        if y.ndim == 1 and not known_C.any():  # one class: it is what is always decided for
+            known_C = metrics.learnable(y, score_MC.shape[1])
+    return np.where(known_C, score_MC, np.nan)
+
+
 @dataclass(frozen=True)
 class Scored:
     """A labelled split with its scores.

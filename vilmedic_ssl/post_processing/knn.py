@@ -10,7 +10,7 @@ import numpy as np
 
 from vilmedic_ssl import metrics
 from vilmedic_ssl.post_processing._compare import compare
-from vilmedic_ssl.post_processing._scores import labelled_rows
+from vilmedic_ssl.post_processing._scores import blanked, labelled_rows
 from vilmedic_ssl.post_processing._shared import Features, Source, Value
 from vilmedic_ssl.registry import proto
 
@@ -37,7 +37,8 @@ def knn(
         draws: bootstrap draws of patients for the 95 % intervals; below 20 there are none.
 
     Yields:
-        the metrics of `linear_probe`; for findings the vote is taken per finding, on known labels.
+        the metrics of `linear_probe`; what train does not show is left out of the mean AUROC, and
+        said; for findings the vote is taken per finding, on known labels.
 
     Raises:
         UserError: no train split, no labels, nothing to score, no such key, k below 1 or tau not
@@ -46,6 +47,6 @@ def knn(
 
     def scorer(source: Source, name: str, rows: np.ndarray) -> np.ndarray:
         bank_x, bank_y = labelled_rows(features.get("train", source), name, "knn")
-        return metrics.knn_scores(bank_x, bank_y, rows, k=k, tau=tau)
+        return blanked(metrics.knn_scores(bank_x, bank_y, rows, k=k, tau=tau), bank_y)
 
     yield from compare(features, out, "knn", scorer, key=key, references=references, draws=draws)
