@@ -142,7 +142,7 @@ def headline(results: Mapping[str, float | str]) -> str:
         if metric not in HEADLINE or split == "validate":
             continue
         names = [f"{split}/{plugin}/{reference}{metric}" for reference in references.values()]
-        rows.append((f"{split} {plugin} {metric}", *(_cell(results, name) for name in names)))
+        rows.append((f"{split} {plugin} {metric}", *(number_text(results, name) for name in names)))
         if f"{name}/left_out" in results:
             left = results[f"{name}/left_out"]
             notes.append(f"{split} {plugin} {metric}: the mean leaves out {left}")
@@ -154,8 +154,8 @@ def headline(results: Mapping[str, float | str]) -> str:
     return "\n".join([table, *notes])
 
 
-def _cell(results: Mapping[str, float | str], name: str) -> str:
-    """A number with its interval, or with the reason why it has none."""
+def number_text(results: Mapping[str, float | str], name: str) -> str:
+    """A number with its interval, or with the reason why it has none; "" for no number."""
     if name not in results:
         return ""
     low, high = results.get(f"{name}/low"), results.get(f"{name}/high")
