@@ -16,6 +16,7 @@ from pairs import console, sized
 from phantom_sides import SIDED
 
 from vilmedic_ssl import ensemble, load_config
+from vilmedic_ssl.executors.ensemblor import number_text
 from vilmedic_ssl.schema import plain
 
 TABLE = Path("data/phantom/sides.csv")
@@ -54,8 +55,7 @@ def main() -> None:
             at = "test/generate_images"
             row = [str(len(some["ids"])) if "ids" in some else "all", f"{scale:g}"]
             for name in ("judge/auroc", "judge/named_first"):
-                value, low, high = (found[f"{at}/{name}{end}"] for end in ("", "/low", "/high"))
-                row.append(f"{value:.3f} [{low:.3f}, {high:.3f}]")
+                row.append(number_text(found, f"{at}/{name}"))
             row.append(f"{found[f'{at}/judge/named_first/chance']:.3f}")
             rows.append([*row, f"{found[f'{at}/copies']:.3f}"])
     header = ("reports", "cond_scale", "AUROC of the judge", "named first", "chance", "copies")

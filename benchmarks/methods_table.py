@@ -187,11 +187,15 @@ def cell(rows: list[dict[str, Any]], name: str) -> str:
     """Mean over seeds, the mean of their 95 % intervals, and the deviation between seeds."""
     if failed := [row["failed"] for row in rows if "failed" in row]:
         return f"failed: {failed[0][:80]}"
-    value, low, high = (
-        statistics.mean(row[f"{name}{end}"] for row in rows) for end in ("", "/low", "/high")
-    )
+    value = statistics.mean(row[name] for row in rows)
     deviation = statistics.stdev(row[name] for row in rows) if len(rows) > 1 else 0.0
-    return f"{value:.3f} [{low:.3f}, {high:.3f}] ± {deviation:.3f}"
+    interval = "(no interval)"  # where a row has none
+    if all(f"{name}/low" in row for row in rows):
+        low, high = (
+            statistics.mean(row[f"{name}/{end}"] for row in rows) for end in ("low", "high")
+        )
+        interval = f"[{low:.3f}, {high:.3f}]"
+    return f"{value:.3f} {interval} ± {deviation:.3f}"
 
 
 def table(rows: list[dict[str, Any]]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from pairs import console
 
 from vilmedic_ssl import ensemble, load_config, train
+from vilmedic_ssl.executors.ensemblor import number_text
 
 MEASURES = ("accuracy", "balanced_accuracy", "auroc", "auprc")
 MEASURES += ("chance", "energy_inside", "energy_elsewhere", "pointing_game")  # of grad_cam
@@ -36,9 +37,8 @@ def main() -> None:
         if name.startswith("test/") and name.rsplit("/", 1)[-1] in MEASURES:
             values = [result[name] for result in found]
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            low, high = (found[0].get(f"{name}/{end}", float("nan")) for end in ("low", "high"))
-            interval = f"{values[0]:.3f} [{low:.3f}, {high:.3f}]"
-            rows.append((name, f"{statistics.mean(values):.3f}", f"{spread:.3f}", interval))
+            first = number_text(found[0], name)
+            rows.append((name, f"{statistics.mean(values):.3f}", f"{spread:.3f}", first))
     header = ("number", "mean", f"sd of {len(seeds)} seeds", f"seed {seeds[0]}, 95 % of patients")
     console.result(console.table(header, rows))
 

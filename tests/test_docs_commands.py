@@ -59,6 +59,8 @@ INSTEAD = {  # what runs in place of a line, and in its place in the order
     "python benchmarks/phantom_sides.py": [],
     "python bin/train.py config/SELFSUP/sides-phantom.yml": [],
     "python benchmarks/drawn_films.py": [],
+    # minutes of simulation; test_intervals.py does a part of it
+    "python benchmarks/interval_coverage.py": [],
     # credentialed data; own-pairs.md runs the same on the built-in cohort
     "python bin/train.py config/SELFSUP/simclr-mimic.yml trainor.batch_size=16 name=simclr_32": [],
     'python bin/ensemble.py config/SELFSUP/simclr-mimic-eval.yml ckpt_dir=ckpt "ensemblor.splits='

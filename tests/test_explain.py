@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import timm
 import torch
 from methods import cases, node_of
 from PIL import Image
+from results import number
 
 from vilmedic_ssl.cli import main
 from vilmedic_ssl.data.datasets.base import Context
@@ -135,21 +137,24 @@ def names_of(found, plugin="grad_cam", split="test"):
     return {name.removeprefix(prefix) for name in found if name.startswith(prefix)}
 
 
-def test_numbers_and_picture_of_a_classifier(phantom, tmp_path):
+def test_numbers_and_picture_of_a_classifier(phantom, tmp_path, capsys):
     found = dict(grad_cam(features(phantom, classifier()), tmp_path, draws=30))
-    picture = next(value for value in found.values() if not isinstance(value, (tuple, float)))
+    picture = next(value for value in found.values() if not isinstance(value, (tuple, float, str)))
     assert picture.name == "grad_cam_best-1_0_test.png" and Image.open(picture).width > 500
     assert set(NUMBERS) <= names_of(found)
     assert "energy_inside/Pneumothorax" in names_of(found)
     assert not any("No Finding" in name for name in names_of(found))
-    chance, low, high = found["test/grad_cam/chance"]
-    assert 0.02 < low <= chance <= high < 0.2
+    one = {name: number(found[f"test/grad_cam/{name}"]) for name in NUMBERS}
+    assert 0.02 < one["chance"] < 0.2
     # the network is its own untrained one here
-    assert found["test/grad_cam/minus_random_init/energy_inside"] == (0, 0, 0)
-    value = found["test/grad_cam/energy_inside"][0]
-    assert found["test/grad_cam/minus_chance/energy_inside"][0] == pytest.approx(value - chance)
-    low, high = found["test/grad_cam/minus_chance/energy_inside"][1:]
-    assert low < 0.1 and high > -0.1
+    assert one["minus_random_init/energy_inside"] == 0
+    difference = one["energy_inside"] - one["chance"]
+    assert one["minus_chance/energy_inside"] == pytest.approx(difference) and abs(difference) < 0.1
+    # outlined findings of four patients say nothing about others
+    told = capsys.readouterr().err
+    assert "have no interval, as too few patients stand behind them" in told
+    for name in NUMBERS:
+        assert re.match(r"no interval: \d patients", found[f"test/grad_cam/{name}/interval"])
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+from results import number, numbers
 
 from vilmedic_ssl import metrics
 from vilmedic_ssl.errors import UserError
@@ -80,7 +81,7 @@ def test_scores_beside_their_references(plugin, kind, tmp_path):
     means = ["accuracy", "balanced_accuracy", "auroc"] if kind == "single" else ["auroc", "auprc"]
     expected = means + [f"auroc/{finding}" for finding in NAMES]
     rows = ["", "random_init/", "pixels/", "minus_random_init/", "minus_pixels/"]
-    assert set(found) == {
+    assert numbers(found) == {
         f"{split}/{name}/{row}{metric}"
         for split in ("validate", "test")
         for row in rows
@@ -90,7 +91,7 @@ def test_scores_beside_their_references(plugin, kind, tmp_path):
     other = found[f"test/{name}/random_init/auroc"][0]
     assert low <= value <= high <= 1 and value > 0.85 > other
     gain = found[f"test/{name}/minus_random_init/auroc"]
-    assert gain[0] == pytest.approx(value - other) and gain[1] > 0
+    assert gain[0] == pytest.approx(value - other) and 0 < gain[1] < gain[2] <= 1
     assert path == tmp_path / f"{name}_best-1_0.json"
     assert json.loads(path.read_text())[f"test/{name}/auroc"] == pytest.approx(
         {"value": value, "low": low, "high": high}
@@ -202,8 +203,9 @@ def test_a_finding_with_one_class_is_left_out_and_said(tmp_path, capfd):
 
     found = dict(vote(Rare("multi", splits=["test"]), tmp_path, draws=20))
     assert "test/knn/auroc/Nodule" not in found
-    mean = np.mean([found[f"test/knn/auroc/{name}"][0] for name in ("Effusion", "No Finding")])
-    assert found["test/knn/auroc"][0] == pytest.approx(mean)
+    some = [number(found[f"test/knn/auroc/{name}"]) for name in ("Effusion", "No Finding")]
+    assert number(found["test/knn/auroc"]) == pytest.approx(np.mean(some))
+    assert found["test/knn/auroc/left_out"] == "1 of 3: Nodule (one kind in the split)"
     assert "Nodule cannot be scored on test" in capfd.readouterr().err
     assert "NaN" not in (tmp_path / "knn_best-1_0.json").read_text()
 
@@ -225,13 +227,15 @@ def test_wrong_input_is_one_sentence(plugin, features, keys, sentence, tmp_path)
 
 def test_scores_may_lack_classes_never_seen_in_training(tmp_path):
     def narrow(source, name, rows):
-        return np.full((len(rows), 2), 0.5)
+        return np.stack([rows[:, 0], 0 * rows[:, 0]], axis=1)
 
     features = FakeFeatures(splits=["test"])
     found = dict(compare(features, tmp_path, "x", narrow, key="encoder", references=[], draws=30))
-    share = (features.get("test").labels == 0).mean()
-    assert found["test/x/accuracy"][0] == pytest.approx(share)
-    assert found["test/x/auroc"][0] == 0.5
+    y, first = features.get("test").labels, features.get("test").rows["encoder"][:, 0]
+    assert number(found["test/x/accuracy"]) == pytest.approx(np.mean(y == (first < 0)))
+    each = [metrics.auroc(y == 0, first), 0.5]
+    assert number(found["test/x/auroc"]) == pytest.approx(np.mean(each))
+    assert "No Finding (not learnt from train)" in found["test/x/auroc/left_out"]
 
 
 # ---------------------------------------------------------------- representation

@@ -35,7 +35,7 @@ def write_report(
     run_dir: Path,
     *,
     title: str,
-    results: Mapping[str, float],
+    results: Mapping[str, float | str],
     figures: Sequence[Figure],
     config: Mapping[str, Any],
     log: Sequence[Mapping[str, Any]],
@@ -48,7 +48,7 @@ def write_report(
 
     Args:
         results: flat numbers, "<split>/<plug-in>[/<reference>]/<metric>", intervals under "/low"
-            and "/high".
+            and "/high", words about them under "/interval" and "/left_out".
         figures: (plug-in, caption, path); pictures are embedded, other files linked.
         config: the resolved configuration.
         log: records {"kind": "step" | "eval" | "health", "step": int, ...} of the training.
@@ -97,11 +97,11 @@ def _pictures(run_dir: Path, figures: Sequence[Figure]) -> str:
     return _section("Pictures and files", body)
 
 
-def _numbers(results: Mapping[str, float]) -> str:
+def _numbers(results: Mapping[str, float | str]) -> str:
     rows = [
         [escape(name), _cell(results, name)]
         for name in results
-        if not name.endswith(("/low", "/high"))
+        if not name.endswith(("/low", "/high", "/interval"))
     ]
     return _section(
         "All numbers",

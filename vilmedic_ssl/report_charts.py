@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ def curves(log: Sequence[Record]) -> Iterator[tuple[str, bytes, str]]:
 
 def forest(rows: Sequence[tuple[str, Mapping[str, Triple | None]]]) -> bytes | None:
     """Points with intervals, one band per (label, {series: (value, low, high)}); None when there
-    are none.
+    are none. Without an interval (low and high nan) a point is hollow.
 
     The first series is the model: drawn in colour, the others in grey shapes.
     """
@@ -44,10 +45,15 @@ def forest(rows: Sequence[tuple[str, Mapping[str, Triple | None]]]) -> bytes | N
             s = series.index(name)
             marker, colour = looks[s % len(looks)]
             y = r + 0.24 * (place - (len(there) - 1) / 2)
-            plot.plot([low, high], [y, y], color=colour, lw=2.5, solid_capstyle="round")
+            alone = math.isnan(low) or math.isnan(high)
+            if alone:
+                high = value
+            else:
+                plot.plot([low, high], [y, y], color=colour, lw=2.5, solid_capstyle="round")
             label = None if name in told else name
             told.add(name)
-            plot.plot(value, y, marker, color=colour, ms=8, mec="white", label=label)
+            face, edge = ("white", colour) if alone else (colour, "white")
+            plot.plot(value, y, marker, color=colour, ms=8, mfc=face, mec=edge, label=label)
             plot.annotate(
                 f"{value:.2f}",
                 (high, y),
@@ -70,7 +76,8 @@ def forest(rows: Sequence[tuple[str, Mapping[str, Triple | None]]]) -> bytes | N
 
 def _room(plot: Any, triples: Sequence[Triple]) -> None:
     """Room to the right of the longest interval for its number; no ticks above 1."""
-    low, high = min(t[1] for t in triples), max(t[2] for t in triples)
+    known = [number for triple in triples for number in triple if not math.isnan(number)]
+    low, high = min(known), max(known)
     span = max(high - low, 0.01)
     plot.set_xlim(low - 0.06 * span, high + 0.22 * span)
     plot.set_xticks([tick for tick in plot.get_xticks() if low - 0.06 * span <= tick <= 1])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from html import escape
 
 from vilmedic_ssl.report_html import _folded, _section, _table
-from vilmedic_ssl.report_scores import _cell, _named
+from vilmedic_ssl.report_scores import BESIDE, Results, _cell, _named
 
 RETRIEVAL = {
     "retrieval": "an image and its report",
@@ -30,7 +30,7 @@ SPACE = {
     "pair_loss/floor": "floor of the loss, as texts are equal",
     "pair_loss/below_chance": "below chance",
 }
-Numbers = Mapping[str, float]
+Numbers = Results
 
 
 def _pairs(results: Numbers) -> str:
@@ -90,7 +90,7 @@ def _wording(results: Numbers, split: str, plugin: str) -> str:
     names = [
         name.removeprefix(prefix)
         for name in results
-        if name.startswith(prefix) and not name.endswith(("/low", "/high"))
+        if name.startswith(prefix) and not name.endswith(BESIDE)
     ]
     used = [key for key in WORDING if any(f"{stem}{key}/{name}" in results for name in names)]
     lines = [

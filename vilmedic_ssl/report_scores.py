@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from html import escape
@@ -37,9 +38,11 @@ OF_CLASSES = {
     "prevalence": "prevalence",
 }
 Row = tuple[str, str, Callable[[str], str]]
+Results = Mapping[str, float | str]
+BESIDE = ("/low", "/high", "/interval", "/left_out")  # names of what is said about a number
 
 
-def _headline(results: Mapping[str, float]) -> str:
+def _headline(results: Results) -> str:
     """Model, untrained encoder and raw pixels side by side, as a picture and as tables."""
     body = ""
     for split in _scored_splits(results):
@@ -64,7 +67,8 @@ def _headline(results: Mapping[str, float]) -> str:
     )
     picture = _figure(chart, "Test scores with their 95 % intervals") if chart else ""
     words = (
-        "<p>In brackets: 95 % bootstrap interval over patients; the differences are paired. "
+        "<p>In brackets: 95 % interval by bootstrap over patients, where enough of them stand "
+        "behind a number; the differences are paired. "
         "Chance is 0.5 for AUROC, the prevalence for AUPRC, and 1 / classes for balanced accuracy. "
         "A finding counts as found above a probability of 0.5.</p>"
     )
@@ -73,7 +77,7 @@ def _headline(results: Mapping[str, float]) -> str:
 
 
 def _rows(
-    results: Mapping[str, float], split: str, metrics: Mapping[str, str], *, each: bool = False
+    results: Results, split: str, metrics: Mapping[str, str], *, each: bool = False
 ) -> list[Row]:
     """(plug-in, metric, reference -> name) of the means, or of each class (its AUROC), that a split
     was scored by.
@@ -83,12 +87,7 @@ def _rows(
         where, plugin, metric, *rest = [*name.split("/", 3), "", ""]
         judge = next((j for j in PLUGINS if plugin == j or plugin.startswith(f"{j}_")), None)
         is_class = metric == "auroc" and bool(rest[0])
-        if (
-            where != split
-            or judge is None
-            or metric not in metrics
-            or name.endswith(("/low", "/high"))
-        ):
+        if where != split or judge is None or metric not in metrics or name.endswith(BESIDE):
             continue
         if is_class == each and (is_class or not rest[0]):
             key = plugin.removeprefix(judge).replace("_", " ")
@@ -100,7 +99,7 @@ def _rows(
     return rows
 
 
-def _classes(results: Mapping[str, float], split: str) -> str:
+def _classes(results: Results, split: str) -> str:
     """One line per class or finding of a classifier's own scores; "" without one."""
     stem = f"{split}/classification/"
     prefix = f"{stem}prevalence/"
@@ -117,12 +116,12 @@ def _named(split: str, plugin: str, metric: str, reference: str) -> str:
     return "/".join(part for part in (split, plugin, reference, metric) if part)
 
 
-def _comparison(results: Mapping[str, float], rows: Sequence[Row]) -> str:
+def _comparison(results: Results, rows: Sequence[Row]) -> str:
     """One line per metric: model, references where there are any, and what training has added."""
     shown = _references(results, rows)
     lines = [
         [
-            f"{escape(plugin)}<small>{escape(metric)}</small>",
+            f"{escape(plugin)}<small>{escape(metric + _left_out(results, name('')))}</small>",
             *(_cell(results, name(r)) for r in shown),
             *(_cell(results, name(f"minus_{r}"), sign="+") for r in shown if r),
         ]
@@ -132,51 +131,59 @@ def _comparison(results: Mapping[str, float], rows: Sequence[Row]) -> str:
     return _table(["", *shown.values(), *differences], lines, mark=1)
 
 
-def _references(results: Mapping[str, float], rows: Sequence[Row]) -> dict[str, str]:
+def _left_out(results: Results, name: str) -> str:
+    """Which classes a mean is without, in words behind its name."""
+    words = results.get(f"{name}/left_out")
+    return f" (mean without {words})" if words else ""
+
+
+def _references(results: Results, rows: Sequence[Row]) -> dict[str, str]:
     """The columns that some row fills; the model's own always."""
     found = {r for r in REFERENCES for _, _, name in rows if name(r) in results}
     return {r: title for r, title in REFERENCES.items() if r in found | {""}}
 
 
-def _not_above(results: Mapping[str, float]) -> str:
+def _not_above(results: Results) -> str:
     """The test scores in which training did not clearly beat a reference, if any."""
     lines = [
         escape(f"{plugin}, {metric}: {title}")
         for plugin, metric, name in _rows(results, "test", METRICS)
         for reference, title in REFERENCES.items()
-        if reference and (_triple(results, name(f"minus_{reference}")) or (1, 1, 1))[1] <= 0
+        if reference and not (_triple(results, name(f"minus_{reference}")) or (1, 1, 1))[1] > 0
     ]
-    words = "<p>Not clearly above (the interval of the difference is not wholly above 0):</p>"
+    words = (
+        "<p>Not clearly above (the interval of the difference is not wholly above 0, or there is "
+        "none):</p>"
+    )
     return f'<div class="alarm">{words}{_list(lines)}</div>' if lines else ""
 
 
-def _scored_splits(results: Mapping[str, float]) -> list[str]:
+def _scored_splits(results: Results) -> list[str]:
     """The splits with a probe or vote, test first."""
     splits = dict.fromkeys(name.split("/")[0] for name in results)
     return sorted((s for s in splits if _rows(results, s, METRICS)), key=lambda s: s != "test")
 
 
-def _triple(results: Mapping[str, float], name: str) -> tuple[float, float, float] | None:
+def _triple(results: Results, name: str) -> tuple[float, float, float] | None:
+    """A number with its interval, nan where it has none; None for no number."""
     if name not in results:
         return None
-    value = float(results[name])
-    return (
-        value,
-        float(results.get(f"{name}/low", value)),
-        float(results.get(f"{name}/high", value)),
-    )
+    low, high = (float(results.get(f"{name}/{end}", math.nan)) for end in ("low", "high"))
+    return float(results[name]), low, high
 
 
-def _cell(results: Mapping[str, float], name: str, sign: str = "") -> str:
-    """A number with its interval in small print."""
-    if name not in results:
+def _cell(results: Results, name: str, sign: str = "") -> str:
+    """A number with its interval in small print, or why it has none."""
+    value = results.get(name)
+    if value is None:
         return "–"
-    value = (
-        f"<b>{results[name]:{sign}.3f}</b>"
-        if abs(results[name]) < 1000
-        else f"<b>{results[name]:,.0f}</b>"
-    )
-    if f"{name}/low" not in results or f"{name}/high" not in results:
-        return value
-    low, high = results[f"{name}/low"], results[f"{name}/high"]
-    return f"{value}<small>[{low:{sign}.3f}, {high:{sign}.3f}]</small>"
+    if isinstance(value, str):
+        return escape(value)
+    cell = f"<b>{value:{sign}.3f}</b>" if abs(value) < 1000 else f"<b>{value:,.0f}</b>"
+    small = []
+    if f"{name}/low" in results and f"{name}/high" in results:
+        low, high = results[f"{name}/low"], results[f"{name}/high"]
+        small.append(f"[{low:{sign}.3f}, {high:{sign}.3f}]")
+    if f"{name}/interval" in results:
+        small.append(escape(str(results[f"{name}/interval"])))
+    return f"{cell}<small>{' '.join(small)}</small>" if small else cell

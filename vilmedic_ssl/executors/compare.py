@@ -27,6 +27,7 @@ ELSEWHERE = (
     *("audit", "ensemblor", "sweep"),
 )
 Record = Mapping[str, Any]
+Scored = tuple[float, float | None, float | None, str]
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,15 @@ class Group:
         label: what tells the group apart, in words.
         differs: dotted key -> value, of the keys in which groups differ.
         scores: metric -> best value of each training that has it.
-        results: name -> (value, low, high) of each folder that was scored; low, high may be None.
+        results: name -> (value, low, high, note) of each folder that was scored; low, high may be
+            None, and the note says why, or "".
     """
 
     trainings: list[Training]
     label: str = ""
     differs: dict[str, str] = field(default_factory=dict)
     scores: dict[str, list[float]] = field(default_factory=dict)
-    results: dict[str, list[tuple[float, float | None, float | None]]] = field(default_factory=dict)
+    results: dict[str, list[Scored]] = field(default_factory=dict)
 
     @property
     def folders(self) -> list[Path]:
@@ -164,30 +166,40 @@ def _results(group: Group, folder: Path) -> None:
         if isinstance(value, (int, float)) and not (
             whole[2] in ("low", "high") and whole[0] in found
         ):
-            triple = (float(value), found.get(f"{name}/low"), found.get(f"{name}/high"))
-            group.results.setdefault(name, []).append(triple)
+            ends = found.get(f"{name}/low"), found.get(f"{name}/high")
+            note = str(found.get(f"{name}/interval", ""))
+            group.results.setdefault(name, []).append((float(value), *ends, note))
 
 
 def _warn_of_other_data(groups: Sequence[Group]) -> None:
-    """Results on different images do not compare."""
-    hashes = set()
+    """Results on different images do not compare, nor do means over different classes."""
+    hashes: set[Any] = set()
+    left: dict[str, set[Any]] = {}
     for folder in (place for group in groups for place in _scored(group)):
         found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         hashes.add(found.get("split/hash"))
+        for name in (name for name in found if name.rpartition("/")[2] == "auroc"):
+            left.setdefault(name, set()).add(found.get(f"{name}/left_out"))
     if len(hashes) > 1:
         console.warn(
             "these runs were not all scored on the same splits (split/hash in results.json "
             "differs): their results do not compare"
         )
+    for name in (name for name, every in left.items() if len(every) > 1):
+        console.warn(
+            f"{name} is a mean over other classes in some of these runs ({name}/left_out in "
+            "results.json differs): these means do not compare"
+        )
 
 
 def rows_of(groups: Sequence[Group]) -> list[dict[str, Any]]:
     """The table as plain rows with the same keys: runs, seeds, the keys that differ, then each
-    number with its sd over seeds, or, for a single scored folder, its interval.
+    number with its sd over seeds, or, for a single scored folder, its interval or why it has none.
     """
     keys = list(dict.fromkeys(key for group in groups for key in group.differs))
     scores = list(dict.fromkeys(name for group in groups for name in group.scores))
     results = list(dict.fromkeys(name for group in groups for name in group.results))
+    noted = {name for g in groups for name, every in g.results.items() if any(t[3] for t in every)}
     made = []
     for group in groups:
         row: dict[str, Any] = {
@@ -200,8 +212,10 @@ def rows_of(groups: Sequence[Group]) -> list[dict[str, Any]]:
         for name in results:
             triples = group.results.get(name, [])
             row |= _mean(name, [t[0] for t in triples])
-            single = triples[0] if len(triples) == 1 else (None, None, None)
+            single = triples[0] if len(triples) == 1 else (None, None, None, "")
             row |= {f"{name}/low": single[1], f"{name}/high": single[2]}
+            if name in noted:
+                row[f"{name}/interval"] = single[3]
         made.append(row)
     return made
 

@@ -76,7 +76,9 @@ def _cell(row: Mapping[str, Any], name: str) -> str:
     low, high = row.get(f"{name}/low"), row.get(f"{name}/high")
     if sd is not None:
         return f"{value:.3f} +- {sd:.3f}"
-    return f"{value:.3f}" if low is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+    interval = "" if low is None else f" [{low:.3f}, {high:.3f}]"
+    note = row.get(f"{name}/interval") or ""
+    return f"{value:.3f}{interval}" + (f" ({note})" if note else "")
 
 
 def plot_curves(groups: Sequence[Group], path: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -28,11 +29,12 @@ class Outcome:
     """What the plug-ins left behind.
 
     Attributes:
-        results: flat, name -> number; an interval stands under name/low and name/high.
+        results: flat, name -> number; an interval stands under name/low and name/high, words about
+            it under name/interval, about the classes that a mean leaves out under name/left_out.
         figures: (plug-in, caption, path); failures: (plug-in, sentence).
     """
 
-    results: dict[str, float] = field(default_factory=dict)
+    results: dict[str, float | str] = field(default_factory=dict)
     figures: list[tuple[str, str, Path]] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
 
@@ -42,11 +44,12 @@ class Outcome:
         if isinstance(value, Path):
             self.figures.append((plugin, name, value))
         elif isinstance(value, tuple):
-            self.results[name], self.results[f"{name}/low"], self.results[f"{name}/high"] = map(
-                float, value
-            )
+            number, low, high = map(float, value)
+            self.results[name] = number
+            if math.isfinite(low) and math.isfinite(high):
+                self.results[f"{name}/low"], self.results[f"{name}/high"] = low, high
         else:
-            self.results[name] = float(value)
+            self.results[name] = value if isinstance(value, str) else float(value)
 
 
 def choose_checkpoints(
@@ -130,32 +133,39 @@ def run_plugins(settings: EnsemblorSettings, features: Features, out: Path) -> O
     return outcome
 
 
-def headline(results: dict[str, float]) -> str:
+def headline(results: Mapping[str, float | str]) -> str:
     """The scores of classifiers, of judged encoders and of pairs, beside their reference rows where
-    there are any, with intervals; "" for none.
+    there are any, with intervals, or why there is none; below them what a mean leaves out; "" for
+    none.
     """
     references = {"model": "", "random init": "random_init/", "raw pixels": "pixels/"}
-    rows = []
+    rows, notes = [], []
     for name in results:
         split, _, rest = name.partition("/")
         plugin, _, metric = rest.partition("/")
         if metric not in HEADLINE or split == "validate":
             continue
         names = [f"{split}/{plugin}/{reference}{metric}" for reference in references.values()]
-        rows.append((f"{split} {plugin} {metric}", *(_cell(results, name) for name in names)))
+        rows.append((f"{split} {plugin} {metric}", *(number_text(results, name) for name in names)))
+        if f"{name}/left_out" in results:
+            left = results[f"{name}/left_out"]
+            notes.append(f"{split} {plugin} {metric}: the mean leaves out {left}")
     if not rows:
         return ""
     header = ("score", *references)
     filled = [i for i in range(len(header)) if i < 2 or any(row[i] for row in rows)]
-    return console.table([header[i] for i in filled], [[row[i] for i in filled] for row in rows])
+    table = console.table([header[i] for i in filled], [[row[i] for i in filled] for row in rows])
+    return "\n".join([table, *notes])
 
 
-def _cell(results: dict[str, float], name: str) -> str:
+def number_text(results: Mapping[str, float | str], name: str) -> str:
+    """A number with its interval, or with the reason why it has none; "" for no number."""
     if name not in results:
         return ""
     low, high = results.get(f"{name}/low"), results.get(f"{name}/high")
-    interval = f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
-    return f"{results[name]:.3f}{interval}"
+    note = str(results.get(f"{name}/interval", ""))
+    interval = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
+    return f"{results[name]:.3f}{interval}" + (f" ({note})" if note else "")
 
 
 def write_results(folder: Path, results: Mapping[str, float | str]) -> Path:

@@ -16,10 +16,11 @@ import numpy as np
 from vilmedic_ssl.console import table
 from vilmedic_ssl.executors.predictions import Predictions
 from vilmedic_ssl.files import write_text
-from vilmedic_ssl.metrics.comparison import MEASURES, Standing, standings
+from vilmedic_ssl.metrics.comparison import FOR_CLASSES, MEASURES, Standing, standings
 
 FIRST = ("stage", "budget", "images", "seeds", "metric")
 NUMBERS = ("mean", "sd", "low", "high", "minus", "minus_low", "minus_high")
+WORDS = ("interval", "minus_interval", "left_out")
 WORD = {1: "better", -1: "worse", 0: "no difference seen"}
 
 
@@ -30,6 +31,9 @@ class Cell:
     Attributes:
         images: labelled training images, mean over seeds.
         seeds: how many.
+        left_out: classes or findings that the mean leaves out, with their number: those without
+            images of one kind in the split, and those that the labels of some stage and seed did
+            not show.
     """
 
     stage: str
@@ -38,6 +42,7 @@ class Cell:
     seeds: int
     metric: str
     standing: Standing
+    left_out: str = ""
 
 
 def cells(
@@ -62,6 +67,9 @@ def cells(
         first = next(iter(unsorted.values()))[0]
         stages = {n: [one.like(first, n) for one in seeds] for n, seeds in unsorted.items()}
         for name in names:
+            left = _left_out(
+                first, [one.scores for seeds in stages.values() for one in seeds], name
+            )
             base = None if baseline not in stages else list(stages).index(str(baseline))
             of_all = standings(
                 first.labels,
@@ -73,8 +81,17 @@ def cells(
             )
             for (stage, seeds), standing in zip(stages.items(), of_all, strict=True):
                 images = float(np.mean([one.images for one in seeds]))
-                found.append(Cell(stage, budget, images, len(seeds), name, standing))
+                found.append(Cell(stage, budget, images, len(seeds), name, standing, left))
     return found
+
+
+def _left_out(first: Predictions, scores: Sequence[np.ndarray], metric: str) -> str:
+    """`Cell.left_out` of one budget; "" for a metric that leaves nothing out."""
+    if metric in FOR_CLASSES:
+        return ""
+    counted_C = MEASURES[metric].counted(first.labels, scores)
+    lost = [n for n, counted in zip(first.label_names, counted_C, strict=True) if not counted]
+    return f"{len(lost)} of {len(counted_C)}: {', '.join(lost)}" if lost else ""
 
 
 def as_row(cell: Cell) -> dict[str, Any]:
@@ -83,14 +100,19 @@ def as_row(cell: Cell) -> dict[str, Any]:
     numbers = [mean.value, cell.standing.sd, mean.low, mean.high]
     numbers += [minus.value, minus.low, minus.high] if minus else [math.nan] * 3
     plain = [None if math.isnan(x) else x for x in numbers]
-    return {key: getattr(cell, key) for key in FIRST} | dict(zip(NUMBERS, plain, strict=True))
+    words = [f"no interval: {x.withheld}" if x and x.withheld else "" for x in (mean, minus)]
+    return {
+        **{key: getattr(cell, key) for key in FIRST},
+        **dict(zip(NUMBERS, plain, strict=True)),
+        **dict(zip(WORDS, [*words, cell.left_out], strict=True)),
+    }
 
 
 def write(found: Sequence[Cell], folder: Path, about: Mapping[str, Any]) -> None:
     """`flow.csv`, and `flow.json` with `about` beside the rows."""
     rows = [as_row(cell) for cell in found]
     table = io.StringIO()
-    writer = csv.DictWriter(table, [*FIRST, *NUMBERS])
+    writer = csv.DictWriter(table, [*FIRST, *NUMBERS, *WORDS])
     writer.writeheader()
     writer.writerows(rows)
     write_text(folder / "flow.csv", table.getvalue())
@@ -112,9 +134,13 @@ def grid(found: Sequence[Cell], metric: str, cell: Any) -> tuple[list[str], list
 
 
 def mean_text(cell: Cell) -> str:
-    """0.684 +- 0.049 [0.63, 0.74]."""
+    """0.684 +- 0.049 [0.63, 0.74], or why there is no interval."""
     mean = cell.standing.mean
+    if math.isnan(mean.value):
+        return "–"
     interval = "" if math.isnan(mean.low) else f" [{mean.low:.3f}, {mean.high:.3f}]"
+    if mean.withheld:
+        interval = f" (no interval: {mean.withheld})"
     sd = f" ± {cell.standing.sd:.3f}" if cell.seeds > 1 else ""
     return f"{mean.value:.3f}{sd}{interval}"
 
@@ -124,8 +150,11 @@ def minus_text(cell: Cell) -> str:
     minus = cell.standing.minus
     if minus is None:
         return "–"
+    if math.isnan(minus.value):
+        return "–"
     if math.isnan(minus.low):
-        return f"{minus.value:+.3f}"
+        why = f" (no interval: {minus.withheld})" if minus.withheld else ""
+        return f"{minus.value:+.3f}{why}"
     return f"{minus.value:+.3f} [{minus.low:+.3f}, {minus.high:+.3f}] {WORD[minus.side]}"
 
 
@@ -158,4 +187,17 @@ def in_words(found: Sequence[Cell], metric: str, baseline: str | None) -> list[s
         told.append(
             "one seed: how far another one would have moved these numbers is not in the intervals"
         )
-    return told
+    return told + left_out_in_words(found)
+
+
+def left_out_in_words(found: Sequence[Cell]) -> list[str]:
+    """Which classes no stage is scored on at a budget, one sentence for all budgets alike."""
+    of: dict[str, list[str]] = {}
+    for cell in found:
+        if cell.left_out and cell.budget not in of.setdefault(cell.left_out, []):
+            of[cell.left_out].append(cell.budget)
+    return [
+        f"the mean AUROC or AUPRC at {', '.join(budgets)} leaves out {classes}: not both with and "
+        "without among the labels of every stage and seed, or among the images scored"
+        for classes, budgets in of.items()
+    ]

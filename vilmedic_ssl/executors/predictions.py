@@ -21,7 +21,7 @@ class Predictions:
         patients: (N,) group of each; None = unknown.
         labels: (N,) int64 or (N, C) float32 in {0, 1, nan}.
         label_names: C names.
-        scores: (N, C) float32.
+        scores: (N, C) float32; nan for a class that the labels did not show.
         images: how many labelled training images taught the model.
     """
 

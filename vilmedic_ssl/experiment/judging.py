@@ -15,7 +15,7 @@ from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.executors.predictions import Predictions
 from vilmedic_ssl.experiment.data import dataset_of, pin_classes, take_classes
 from vilmedic_ssl.experiment.settings import typed
-from vilmedic_ssl.post_processing._scores import groups_of, own_scores, probe_on, widen
+from vilmedic_ssl.post_processing._scores import blanked, groups_of, own_scores, probe_on
 
 if TYPE_CHECKING:
     from vilmedic_ssl.data.datasets.base import MedicalDataset
@@ -52,7 +52,7 @@ class Judged:
 def predictions(
     judged: Judged, node: Mapping[str, Any], judge: Literal["classifier", "linear_probe", "knn"]
 ) -> Predictions:
-    """Class scores of the split.
+    """Class scores of the split; nan for what the labels of its budget do not show.
 
     Args:
         node: the checked config with its label budget; on what that leaves of train the judge is
@@ -66,12 +66,15 @@ def predictions(
     if test.labels is None or taught.labels is None:
         raise UserError("flow: the data has no labels to judge by; name them in `dataset`")
     made = own_scores(test, "flow") if judge == "classifier" else _fitted(judged, taught, judge)
+    y = taught.labels[metrics.labelled(taught.labels)]
+    made = blanked(made, y)
+    missing = max(0, len(test.label_names) - made.shape[1])
     return Predictions(
         test.ids,
         test.patients,
         test.labels,
         test.label_names,
-        widen(made, len(test.label_names)).astype(np.float32),
+        np.pad(made, ((0, 0), (0, missing)), constant_values=np.nan).astype(np.float32),
         int(metrics.labelled(taught.labels).sum()),
     )
 

@@ -6,7 +6,14 @@ draws. Labels are (N,) integers for one class per row, -1 meaning unlabelled, or
 """
 
 from vilmedic_ssl.metrics.arrays import labelled
-from vilmedic_ssl.metrics.bootstrap import bootstrap, resample
+from vilmedic_ssl.metrics.bootstrap import (
+    DIFFERENCE,
+    UNIT,
+    UNLIMITED,
+    Resampled,
+    bootstrap,
+    resample,
+)
 from vilmedic_ssl.metrics.calibration import brier, ece, reliability
 from vilmedic_ssl.metrics.classify import (
     PerClass,
@@ -18,6 +25,7 @@ from vilmedic_ssl.metrics.classify import (
     per_class,
     per_finding,
     prevalence,
+    recalls,
     top_k,
 )
 from vilmedic_ssl.metrics.codes import code_perplexity, codebook_usage
@@ -36,7 +44,17 @@ from vilmedic_ssl.metrics.health import (
 from vilmedic_ssl.metrics.knn import knn, knn_accuracy, knn_defined, knn_scores
 from vilmedic_ssl.metrics.linear_head import linear_head
 from vilmedic_ssl.metrics.probe import LinearProbe, fit_probe, linear_probe
-from vilmedic_ssl.metrics.ranking import auprc, auroc, columns, macro, one_hot
+from vilmedic_ssl.metrics.ranking import (
+    auprc,
+    auroc,
+    columns,
+    decided,
+    learnable,
+    macro,
+    mean_of,
+    one_hot,
+    rankable,
+)
 from vilmedic_ssl.metrics.retrieval import (
     merged,
     pair_ranks,
@@ -44,11 +62,18 @@ from vilmedic_ssl.metrics.retrieval import (
     recall_by_chance,
     retrieval,
 )
+from vilmedic_ssl.metrics.support import Evidence, Support
 from vilmedic_ssl.metrics.zero_shot import fit_temperature, right_side, standardise, two_sided
 
 __all__ = [
+    "DIFFERENCE",
+    "UNIT",
+    "UNLIMITED",
+    "Evidence",
     "LinearProbe",
     "PerClass",
+    "Resampled",
+    "Support",
     "Task",
     "accuracy",
     "alignment",
@@ -61,6 +86,7 @@ __all__ = [
     "codebook_usage",
     "columns",
     "confusion",
+    "decided",
     "contrastive_accuracy",
     "ece",
     "effective_rank",
@@ -76,9 +102,11 @@ __all__ = [
     "knn_purity_chance",
     "knn_scores",
     "labelled",
+    "learnable",
     "linear_head",
     "linear_probe",
     "macro",
+    "mean_of",
     "medmnist",
     "miou",
     "merged",
@@ -90,6 +118,8 @@ __all__ = [
     "pointing_game",
     "precision_at",
     "prevalence",
+    "rankable",
+    "recalls",
     "recall_by_chance",
     "reliability",
     "resample",

@@ -38,6 +38,13 @@ def balanced_accuracy(y: Any, predicted: Any) -> float:
     return float((np.bincount(of_N, weights=y == predicted) / np.bincount(of_N)).mean())
 
 
+def recalls(y: Any, predicted: Any, *, classes: int) -> np.ndarray:
+    """(C,) share of the rows of each class that is recognised; nan for a class without rows."""
+    count_CC = confusion(y, predicted, classes=classes)
+    true_C = count_CC.sum(axis=1)
+    return np.where(true_C > 0, np.diag(count_CC) / np.maximum(true_C, 1), np.nan)
+
+
 def top_k(y: Any, score: Any, *, k: int = 5) -> float:
     """Share of rows whose true class, (N,), is among the k with the highest scores, (N, C).
 

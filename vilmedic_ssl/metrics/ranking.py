@@ -91,3 +91,38 @@ def one_hot(y_N: np.ndarray, classes: int) -> np.ndarray:
     hot_NC = (y_N[:, None] == np.arange(classes)).astype(np.float64)
     hot_NC[y_N < 0] = np.nan
     return hot_NC
+
+
+def decided(score_NC: np.ndarray) -> np.ndarray:
+    """(N,) the class with the highest score, the first of equal ones; a class whose score is nan,
+    of which a judge knows nothing, is never chosen.
+    """
+    return np.where(np.isnan(score_NC), -np.inf, score_NC).argmax(axis=1)
+
+
+def rankable(y: np.ndarray, score_NC: np.ndarray) -> np.ndarray:
+    """(C,) bool: the classes, y (N,), or findings, y (N, C), that have an AUROC: images with and
+    without them, and scores that are not all nan; with one class known of, nothing is ranked.
+    """
+    hot_NC = one_hot(y, score_NC.shape[1]) if np.ndim(y) == 1 else np.asarray(y)
+    both_C = (hot_NC == 1).any(axis=0) & (hot_NC == 0).any(axis=0)
+    known_C = ~np.isnan(score_NC).all(axis=0)
+    return both_C & known_C & (np.ndim(y) == 2 or known_C.sum() > 1)
+
+
+def learnable(y: np.ndarray, classes: int) -> np.ndarray:
+    """(C,) bool: the classes, y (N,), that some rows have, or the findings, y (N, C), that some
+    have and some have not: of others a judge that is fitted on these rows knows nothing.
+    """
+    hot_NC = one_hot(y, classes) if np.ndim(y) == 1 else np.asarray(y)
+    some_C = (hot_NC == 1).any(axis=0)
+    return some_C if np.ndim(y) == 1 else some_C & (hot_NC == 0).any(axis=0)
+
+
+def mean_of(values_C: np.ndarray, counted_C: np.ndarray) -> float:
+    """Mean over the classes counted; nan when one of them is undefined, or none is counted.
+
+    Which ones are counted is decided once, for the whole sample, so that every bootstrap draw
+    averages the same ones.
+    """
+    return float(values_C[counted_C].mean()) if counted_C.any() else float("nan")

@@ -4,17 +4,18 @@ patients.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vilmedic_ssl import metrics
-from vilmedic_ssl.console import progress, warn
+from vilmedic_ssl.console import progress
 from vilmedic_ssl.errors import UserError
-from vilmedic_ssl.metrics.bootstrap import Resampled
-from vilmedic_ssl.post_processing._scores import widen
+from vilmedic_ssl.metrics import Evidence, Resampled, Support
+from vilmedic_ssl.post_processing._numbers import Left, numbered, warn_of, write_table
 from vilmedic_ssl.post_processing._shared import (
     Features,
     Source,
@@ -25,7 +26,9 @@ from vilmedic_ssl.post_processing._shared import (
 )
 
 Scorer = Callable[[Source, str, np.ndarray], np.ndarray]
-"""(source, key, (M, D) rows to score) -> (M, C) scores; it fetches what it fits on by itself."""
+"""(source, key, (M, D) rows to score) -> (M, C) scores, nan for a class that what it was fitted on
+has not shown; it fetches what it fits on by itself.
+"""
 TEXT_KEYS = ("text", "linguistic")  # judged beside the same key of a reference that reads text
 TOP = 5  # with more classes than this, the share of images whose class is among the first five
 
@@ -45,7 +48,8 @@ def compare(
     Yields:
         "<split>/<plugin>/<metric>" for the model, ".../<reference>/<metric>", and the paired
         difference ".../minus_<reference>/<metric>", as (value, low, high); low and high fall away
-        where no interval exists. Last, `<plugin>_<tag>.json` with the same numbers.
+        where no interval exists, and ".../interval" says why. Last, `<plugin>_<tag>.json` with the
+        same numbers.
 
     Raises:
         UserError: no train split, nothing to score, no labels, or no such key.
@@ -62,7 +66,9 @@ def compare(
         own = source == "model" or key in TEXT_KEYS and key in features.get(splits[0], source).rows
         name = key if own else "encoder"
         stacked = np.concatenate([rows_of(features.get(s, source), name) for s in splits])
-        made = widen(scorer(source, name, stacked), len(parts[0].label_names))
+        made = scorer(source, name, stacked)
+        missing = len(parts[0].label_names) - made.shape[1]
+        made = np.pad(made, ((0, 0), (0, max(0, missing))), constant_values=np.nan)
         scores.append(np.split(made, cuts))
     table: dict[str, Value] = {}
     for part, of_sources in zip(parts, zip(*scores, strict=True), strict=True):
@@ -92,27 +98,60 @@ def scored_splits(features: Features, plugin: str) -> list[str]:
     return splits
 
 
-def measure(y: np.ndarray, score_NC: np.ndarray) -> np.ndarray:
-    """Every metric of `metric_names` for labels (N,) or (N, C) and scores (N, C); nan where
-    undefined.
+@dataclass(frozen=True)
+class Measured:
+    """The metrics of class scores on a split: means first, then the AUROC of every class or
+    finding. Calling it gives them, (K,), nan where undefined.
+
+    Attributes:
+        names: of the K metrics.
+        counted_C: the classes or findings in the mean of AUROC, the same ones in every draw.
+        occurring_C: the classes in the balanced accuracy.
+        support: what each metric rests on.
     """
-    if y.ndim == 2:
-        auroc_C = metrics.columns(metrics.auroc, y, score_NC)
-        auprc_C = metrics.columns(metrics.auprc, y, score_NC)
-        return np.array([metrics.macro(auroc_C), metrics.macro(auprc_C), *auroc_C])
-    chosen_N = score_NC.argmax(axis=1)
-    auroc_C = metrics.columns(metrics.auroc, metrics.one_hot(y, score_NC.shape[1]), score_NC)
-    hits = [metrics.accuracy(y, chosen_N), metrics.balanced_accuracy(y, chosen_N)]
-    if score_NC.shape[1] > TOP:
-        hits.append(metrics.top_k(y, score_NC, k=TOP))
-    return np.array([*hits, metrics.macro(auroc_C), *auroc_C])
 
+    names: list[str]
+    counted_C: np.ndarray
+    occurring_C: np.ndarray
+    support: Support
 
-def metric_names(labels: np.ndarray, label_names: Sequence[str]) -> list[str]:
-    """The order of `measure`: means first, then the AUROC of every class or finding."""
-    hits = ["accuracy", "balanced_accuracy", *["top5"] * (len(label_names) > TOP)]
-    means = [*hits, "auroc"] if labels.ndim == 1 else ["auroc", "auprc"]
-    return means + [f"auroc/{name}" for name in label_names]
+    @classmethod
+    def on(
+        cls,
+        y: np.ndarray,
+        score_NC: np.ndarray,
+        label_names: Sequence[str],
+        groups: Sequence[str] | None,
+    ) -> Measured:
+        """For labels (N,) or (N, C) and any of the scores (N, C) that are compared."""
+        classes = len(label_names)
+        evidence = Evidence(y, classes, groups)
+        counted_C, every = metrics.rankable(y, score_NC), evidence.of_all()
+        occurring_C = (evidence.hot_NC == 1).any(axis=0)
+        ranking = evidence.of_mean(counted_C)
+        names, support = ["auroc", "auprc"], [ranking, ranking]
+        if y.ndim == 1:
+            names = ["accuracy", "balanced_accuracy", *["top5"] * (classes > TOP), "auroc"]
+            balanced = evidence.of_mean(occurring_C)
+            support = [every, balanced, *[every] * (classes > TOP), ranking]
+        names += [f"auroc/{name}" for name in label_names]
+        support += [evidence.of_ranking(c) for c in range(classes)]
+        return cls(names, counted_C, occurring_C, Support.joined(support))
+
+    def __call__(self, y: np.ndarray, score_NC: np.ndarray) -> np.ndarray:
+        many = y if y.ndim == 2 else metrics.one_hot(y, score_NC.shape[1])
+        auroc_C = metrics.columns(metrics.auroc, many, score_NC)
+        auroc_C[~self.counted_C] = np.nan
+        mean = metrics.mean_of(auroc_C, self.counted_C)
+        if y.ndim == 2:
+            auprc_C = metrics.columns(metrics.auprc, y, score_NC)
+            return np.array([mean, metrics.mean_of(auprc_C, self.counted_C), *auroc_C])
+        chosen_N = metrics.decided(score_NC)
+        recall_C = metrics.recalls(y, chosen_N, classes=score_NC.shape[1])
+        hits = [metrics.accuracy(y, chosen_N), metrics.mean_of(recall_C, self.occurring_C)]
+        if score_NC.shape[1] > TOP:
+            hits.append(metrics.top_k(y, np.nan_to_num(score_NC, nan=-np.inf), k=TOP))
+        return np.array([*hits, mean, *auroc_C])
 
 
 def _table(
@@ -125,12 +164,11 @@ def _table(
     seed: int,
 ) -> dict[str, Value]:
     """The numbers of one split: model, references and differences from one set of draws."""
-
     labels = labels_of(part, plugin)
-    names = metric_names(labels, part.label_names)
+    measure = Measured.on(labels, scores[0], part.label_names, part.patients)
     table, found = side_by_side(
         f"{part.name}/{plugin}",
-        names,
+        measure.names,
         measure,
         [labels],
         scores,
@@ -138,10 +176,13 @@ def _table(
         groups=part.patients,
         draws=draws,
         seed=seed,
+        support=measure.support,
     )
-    nan_K = np.isnan(found.value[0])
-    undefined = [names[k].removeprefix("auroc/") for k in np.flatnonzero(nan_K)]
-    warn_of(plugin, part.name, undefined, found.redrawn if found.redrawn > draws // 10 else 0)
+    left = Left.of(part, labels, scores[0])
+    rows = ["", *(f"{name}/" for name in references)]
+    means = ("auroc", "auprc") if labels.ndim == 2 else ("auroc",)
+    table |= left.notes([f"{part.name}/{plugin}/{row}{mean}" for row in rows for mean in means])
+    warn_of(plugin, part.name, left, found)
     return table
 
 
@@ -156,6 +197,8 @@ def side_by_side(
     groups: Sequence[str] | np.ndarray | None,
     draws: int,
     seed: int,
+    support: Support | None = None,
+    limits: Any = metrics.UNIT,
 ) -> tuple[dict[str, Value], Resampled]:
     """Numbers of the model, of its references and their paired differences, from one set of draws.
 
@@ -163,11 +206,16 @@ def side_by_side(
         where: what the names begin with, "<split>/<plug-in>".
         fn: (*common, rows of one source) -> (K,) numbers, as `names` calls them.
         common, of_sources: arrays with equally many rows; of_sources has the model's first.
+        support: what the K numbers rest on; None = on all rows.
+        limits: (2,) or (K, 2), between which they lie.
 
     Returns:
         "<where>/<name>", "<where>/<reference>/<name>", "<where>/minus_<reference>/<name>" ->
-        value with interval, without what is undefined; and all draws, rows in this order.
+        value with interval, as `numbered` has them; and all draws, rows in this order.
     """
+    low_K, high_K = np.broadcast_to(np.asarray(limits, np.float64), (len(names), 2)).T
+    own, minus = np.stack([low_K, high_K], -1), np.stack([low_K - high_K, high_K - low_K], -1)
+    others = len(of_sources) - 1
 
     def all_at_once(*arrays: np.ndarray) -> np.ndarray:
         shared, own = arrays[: len(common)], arrays[len(common) :]
@@ -175,51 +223,15 @@ def side_by_side(
         return np.concatenate([value_SK, value_SK[:1] - value_SK[1:]])
 
     found = metrics.resample(
-        all_at_once, *common, *of_sources, groups=groups, draws=draws, seed=seed
+        all_at_once,
+        *common,
+        *of_sources,
+        groups=groups,
+        draws=draws,
+        seed=seed,
+        support=support,
+        limits=np.stack([own] * (1 + others) + [minus] * others),
     )
-    value_RK, (low_RK, high_RK) = found.value, found.interval()
     rows = ["", *(f"{name}/" for name in references), *(f"minus_{name}/" for name in references)]
-    table: dict[str, Value] = {}
-    for r, row in enumerate(rows):
-        paths = [f"{where}/{row}{name}" for name in names]
-        table |= triples(paths, value_RK[r], low_RK[r], high_RK[r])
-    return table, found
-
-
-def triples(
-    names: Sequence[str], value_K: np.ndarray, low_K: np.ndarray, high_K: np.ndarray
-) -> dict[str, Value]:
-    """name -> (value, low, high), or the value alone where there is no interval; without what is
-    undefined.
-    """
-    table: dict[str, Value] = {}
-    for name, *triple in zip(names, value_K, low_K, high_K, strict=True):
-        value, low, high = map(float, triple)
-        if np.isfinite(value):
-            table[name] = (value, low, high) if np.isfinite([low, high]).all() else value
-    return table
-
-
-def warn_of(plugin: str, split: str, undefined: Sequence[str], redrawn: int) -> None:
-    """Say which classes have no score on a split, and when draws had to be repeated."""
-    if undefined:
-        warn(
-            f"{plugin}: {', '.join(undefined)} cannot be scored on {split} (fewer than two "
-            f"classes known there, or none in train); left out of the means"
-        )
-    if redrawn:
-        warn(
-            f"{plugin}: {redrawn} bootstrap draws of {split} missed a class and were "
-            f"redrawn; read the intervals with care"
-        )
-
-
-def write_table(table: dict[str, Value], path: Path) -> Path:
-    """{name: {value[, low, high]}} as JSON."""
-    keys = "value", "low", "high"
-    data = {
-        name: dict(zip(keys, value if isinstance(value, tuple) else (value,), strict=False))
-        for name, value in table.items()
-    }
-    path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return path
+    paths = [f"{where}/{row}{name}" for row in rows for name in names]
+    return numbered(paths, found), found

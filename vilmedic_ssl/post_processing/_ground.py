@@ -12,8 +12,8 @@ from vilmedic_ssl.console import say
 from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.post_processing import _sides
 from vilmedic_ssl.post_processing._cells import Cells, at_view, cells_of, scaled
-from vilmedic_ssl.post_processing._compare import triples
-from vilmedic_ssl.post_processing._inside import mean_known
+from vilmedic_ssl.post_processing._inside import mean_known, over_rows
+from vilmedic_ssl.post_processing._numbers import numbered, warn_of_intervals
 from vilmedic_ssl.post_processing._phrases import (
     Asked,
     Phrases,
@@ -34,6 +34,19 @@ NUMBERS = (
     *(f"minus_{row}/{name}" for row in REFERENCES for name in MEANS),
     *(f"minus_chance/{name}" for name in MEANS[2:]),
 )
+
+
+SHARES = "chance", "miou", "miou_scaled", "pointing_game", "energy_inside", "right_way"
+
+
+def limits_of(name: str) -> tuple[float, float]:
+    """Between which a number of this page lies; contrasts have no limits."""
+    *rows, kind = (part for part in name.split("/"))
+    if kind not in SHARES:
+        rows, kind = rows[:-1], rows[-1] if rows else kind  # "<number>/<finding>"
+    if kind not in SHARES:
+        return metrics.UNLIMITED
+    return metrics.DIFFERENCE if any(row.startswith("minus_") for row in rows) else metrics.UNIT
 
 
 @dataclass(frozen=True)
@@ -89,14 +102,18 @@ def measure(
     names = data.ids if data.patients is None else data.patients
     drawn = {"draws": keys.draws, "seed": features.seed}
 
-    def values(rows_NK: np.ndarray, items: Sequence[Asked], called: Sequence[str]) -> Iterator:
-        groups = [names[item.image] for item in items]
-        made = metrics.resample(mean_known, rows_NK, groups=groups, **drawn)
-        where = [f"{split}/grounding/{name}" for name in called]
-        yield from triples(where, made.value, *made.interval()).items()
+    def values(
+        rows_NK: np.ndarray, items: Sequence[Asked], called: Sequence[str], warns: bool = False
+    ) -> Iterator:
+        groups = np.array([names[item.image] for item in items])
+        limits = [limits_of(name) for name in called]
+        made = over_rows(mean_known, rows_NK, rows_NK, groups, limits=limits, **drawn)
+        if warns:
+            warn_of_intervals("grounding", split, made)
+        yield from numbered([f"{split}/grounding/{name}" for name in called], made).items()
 
     rows_NK = _rows(features, split, found, words, cells, keys.tolerance)
-    yield from values(rows_NK, found, NUMBERS)
+    yield from values(rows_NK, found, NUMBERS, warns=True)
     of_N, some = np.array([item.finding for item in found]), slice(0, 1 + len(MEANS))
     for finding in words.templates:
         mine = [item for item in found if item.finding == finding]

@@ -4,16 +4,18 @@ network.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from vilmedic_ssl import metrics
-from vilmedic_ssl.metrics.bootstrap import Resampled
+from vilmedic_ssl.metrics import Resampled
 from vilmedic_ssl.nets.saliency import upscaled
 from vilmedic_ssl.post_processing._maps import CHUNK, Explained, Mapper
+from vilmedic_ssl.post_processing._numbers import numbered, warn_of_intervals
 from vilmedic_ssl.post_processing._shared import Features, Value, labels_of
 
 MEANS = ("energy_inside", "energy_elsewhere", "pointing_game", "cnr", "miou_scaled")  # of maps
@@ -53,7 +55,7 @@ def measure(
 
     Yields:
         "<split>/<name>/<metric>" as in `NUMBERS`, then chance and energy_inside by finding, as
-        (value, low, high) by bootstrap over patients.
+        `numbered` has them, by bootstrap over patients.
     """
     part = features.get(split)
     found = outlined(features, split, most)
@@ -63,13 +65,23 @@ def measure(
     names = part.ids if part.patients is None else part.patients
     groups = np.array([names[item.image] for item in found])
     drawn = {"draws": draws, "seed": features.seed}
-    whole = metrics.resample(_compared, rows_NK, groups=groups, **drawn)
-    yield from _values(f"{split}/{name}", NUMBERS, whole)
+    whole = over_rows(
+        _compared,
+        _carriers(rows_NK),
+        rows_NK,
+        groups,
+        limits=[_limits(n) for n in NUMBERS],
+        **drawn,
+    )
+    warn_of_intervals(name, split, whole)
+    yield from numbered([f"{split}/{name}/{number}" for number in NUMBERS], whole).items()
     of_N = np.array([item.c for item in found])
     for c in np.unique(of_N):
-        mine = metrics.resample(_of_class, rows_NK[of_N == c], groups=groups[of_N == c], **drawn)
-        label = part.label_names[c]
-        yield from _values(f"{split}/{name}", (f"chance/{label}", f"energy_inside/{label}"), mine)
+        some_N2, label = rows_NK[of_N == c, :2], part.label_names[c]
+        whose, limits = groups[of_N == c], metrics.UNIT
+        own = over_rows(mean_known, some_N2, some_N2, whose, limits=limits, **drawn)
+        called = [f"{split}/{name}/{kind}/{label}" for kind in ("chance", "energy_inside")]
+        yield from numbered(called, own).items()
 
 
 def outlined(features: Features, split: str, most: int) -> list[Outlined]:
@@ -132,8 +144,38 @@ def _compared(rows_NK: np.ndarray) -> np.ndarray:
     return np.concatenate([[chance], trained, untrained, *against, (trained - untrained)[[0, 2]]])
 
 
-def _of_class(rows_NK: np.ndarray) -> np.ndarray:
-    return mean_known(rows_NK[:, :2])
+def _carriers(rows_NK: np.ndarray) -> np.ndarray:
+    """(N, len(NUMBERS)): nan where a row says nothing about a number."""
+    chance, trained, untrained = rows_NK[:, :1], rows_NK[:, 1:6], rows_NK[:, 6:]
+    against = [
+        np.stack([x[:, 0], x[:, 2], x[:, 0] + x[:, 1]], axis=1) for x in (trained, untrained)
+    ]
+    both = trained[:, [0, 2]] + untrained[:, [0, 2]]
+    return np.concatenate([chance, trained, untrained, *against, both], axis=1)
+
+
+def _limits(name: str) -> tuple[float, float]:
+    if name.endswith("cnr"):
+        return metrics.UNLIMITED
+    return metrics.DIFFERENCE if "minus_" in name else metrics.UNIT
+
+
+def over_rows(
+    fn: Callable[[np.ndarray], np.ndarray],
+    known_NK: np.ndarray,
+    rows_NM: np.ndarray,
+    groups: np.ndarray,
+    **keys: Any,
+) -> Resampled:
+    """`resample` of K means over rows that do not all define all of them.
+
+    Args:
+        fn: rows (N, M) -> (K,).
+        known_NK: nan where a row says nothing about a number.
+    """
+    each = [metrics.Support.of([~np.isnan(known_N)], groups) for known_N in known_NK.T]
+    support = metrics.Support.joined(each)
+    return metrics.resample(fn, rows_NM, groups=groups, support=support, **keys)
 
 
 def mean_known(rows_NK: np.ndarray) -> np.ndarray:
@@ -141,11 +183,3 @@ def mean_known(rows_NK: np.ndarray) -> np.ndarray:
     known_NK = ~np.isnan(rows_NK)
     with np.errstate(invalid="ignore"):
         return np.where(known_NK, rows_NK, 0).sum(axis=0) / known_NK.sum(axis=0)
-
-
-def _values(where: str, names: Sequence[str], found: Resampled) -> Iterator[tuple[str, Value]]:
-    """Numbers that are defined, with an interval where there is one."""
-    for name, value, low, high in zip(names, found.value, *found.interval(), strict=True):
-        if np.isfinite(value):
-            triple = float(value), float(low), float(high)
-            yield f"{where}/{name}", triple if np.isfinite(triple).all() else triple[0]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vilmedic_ssl import metrics
 from vilmedic_ssl.errors import UserError
+from vilmedic_ssl.post_processing._numbers import numbered, warn_of_intervals
 from vilmedic_ssl.post_processing._shared import Features, Value
 
 if TYPE_CHECKING:
@@ -68,19 +69,25 @@ class Judge:
         hot_MC = self.hot_NC[of_M]
         told_MC = np.nan_to_num(hot_MC) > 0
 
-        def macro(hot: np.ndarray, score: np.ndarray) -> float:
-            return metrics.macro(metrics.columns(metrics.auroc, hot, score))
-
         where = f"{self.split}/generate_images/judge"
-        found = metrics.bootstrap(macro, hot_MC, score_MC, groups=group_M, draws=draws)
-        yield f"{where}/auroc", found
+        drawn: dict[str, Any] = {"draws": draws}
+        counted_C = metrics.rankable(hot_MC, score_MC)
+
+        def mean(hot: np.ndarray, score: np.ndarray) -> float:
+            return metrics.mean_of(metrics.columns(metrics.auroc, hot, score), counted_C)
+
+        evidence = metrics.Evidence(hot_MC, hot_MC.shape[1], group_M)
+        support = evidence.of_mean(counted_C)
+        found = metrics.resample(
+            mean, hot_MC, score_MC, groups=group_M, support=support, limits=metrics.UNIT, **drawn
+        )
+        warn_of_intervals("generate_images", self.split, found)
+        yield from numbered([f"{where}/auroc"], found).items()
         named_M = told_MC.any(1)  # a report may name nothing
         if named_M.any():
             first_M1 = score_MC.argmax(1)[:, None]
             hit_M = np.take_along_axis(told_MC, first_M1, 1)[named_M, 0].astype(float)
             groups = group_M[named_M]
-            yield (
-                f"{where}/named_first",
-                metrics.bootstrap(np.mean, hit_M, groups=groups, draws=draws),
-            )
+            found = metrics.resample(np.mean, hit_M, groups=groups, limits=metrics.UNIT, **drawn)
+            yield from numbered([f"{where}/named_first"], found).items()
             yield f"{where}/named_first/chance", float(told_MC[named_M].mean(1).mean())

@@ -11,6 +11,7 @@ from vilmedic_ssl import metrics
 from vilmedic_ssl.console import say, warn
 from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.post_processing._compare import side_by_side
+from vilmedic_ssl.post_processing._numbers import warn_of_intervals
 from vilmedic_ssl.post_processing._shared import Features, Value
 
 Reference = Literal["random_init"]
@@ -63,9 +64,19 @@ def pairs_table(
         def numbers(rank_Q: np.ndarray) -> np.ndarray:
             return np.array([*((rank_Q <= k).mean() for k in ks), np.median(rank_Q)])
 
-        table |= side_by_side(
-            where, metric, numbers, [], of_sources, references, groups=groups[way], **keys
-        )[0]
+        made, drawn = side_by_side(
+            where,
+            metric,
+            numbers,
+            [],
+            of_sources,
+            references,
+            groups=groups[way],
+            limits=[metrics.UNIT] * len(ks) + [metrics.UNLIMITED],
+            **keys,
+        )
+        table |= made
+        warn_of_intervals(f"retrieval, {way}", split, drawn)
     ceiling = table[f"{where}/duplicate_ceiling"]
     say(
         f"retrieval: {split}: {len(kept)} images, {len(texts)} different reports, merged; told "

@@ -11,8 +11,10 @@ import numpy as np
 from vilmedic_ssl import metrics
 from vilmedic_ssl.console import warn
 from vilmedic_ssl.errors import UserError
+from vilmedic_ssl.metrics import Support
 from vilmedic_ssl.metrics.arrays import unit_rows
 from vilmedic_ssl.post_processing._compare import side_by_side
+from vilmedic_ssl.post_processing._numbers import warn_of_intervals
 from vilmedic_ssl.post_processing._pairs import Reference, Source
 from vilmedic_ssl.post_processing._prompts import Prompts
 from vilmedic_ssl.post_processing._shared import Features, Value, rows_of
@@ -145,9 +147,14 @@ def precision_table(
     ]
     seen = np.unique(queries.c_Q)
 
+    whole_CK = np.array([_mean(share[0][queries.c_Q == c]) for c in seen])
+    counted_CK = ~np.isnan(whole_CK)  # the classes of the mean, the same ones in every draw
+
     def numbers(c_Q: np.ndarray, share_QK: np.ndarray) -> np.ndarray:
         of_class = np.array([_mean(share_QK[c_Q == c]) for c in seen])
-        return np.concatenate([_mean(of_class), of_class.T.ravel()])
+        with np.errstate(invalid="ignore"):
+            mean_K = np.where(counted_CK, of_class, 0).sum(axis=0) / counted_CK.sum(axis=0)
+        return np.concatenate([mean_K, of_class.T.ravel()])
 
     keys: dict[str, Any] = {
         "groups": queries.groups,
@@ -157,10 +164,16 @@ def precision_table(
     metric = [f"{queries.way}/P@{k}" for k in ks]
     metric += [f"{queries.way}/P@{k}/{names[c]}" for k in ks for c in seen]
     references = [source for source in queries.similarity_QC if source != "model"]
-    table, _ = side_by_side(where, metric, numbers, [queries.c_Q], share, references, **keys)
+    parts = [[(queries.c_Q == c) & ~np.isnan(share[0][:, k]) for c in seen] for k in range(len(ks))]
+    means = [Support.of(of_k, queries.groups) for of_k in parts]
+    single = [Support.of([one], queries.groups) for of_k in parts for one in of_k]
+    keys["support"] = Support.joined([*means, *single])
+    table, drawn = side_by_side(where, metric, numbers, [queries.c_Q], share, references, **keys)
+    warn_of_intervals(f"retrieval, {queries.way}", where.split("/")[0], drawn)
     with np.errstate(invalid="ignore"):
         share_Q1 = ((queries.right_QC & queries.allowed_QC).sum(axis=1) / count_Q)[:, None]
-    table[f"{where}/{queries.way}/chance_P"] = float(numbers(queries.c_Q, share_Q1)[0])
+    chance_C1 = np.array([_mean(share_Q1[queries.c_Q == c]) for c in seen])
+    table[f"{where}/{queries.way}/chance_P"] = float(_mean(chance_C1)[0])
     return table
 
 

@@ -203,6 +203,14 @@ def widen(score_MC: np.ndarray, classes: int) -> np.ndarray:
     return np.pad(score_MC, ((0, 0), (0, max(0, classes - score_MC.shape[1]))))
 
 
+def blanked(score_MC: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Scores (M, C), nan in the columns of what a judge that was fitted with the labels y, (N,) or
+    (N, C), knows nothing of. Its score there is a constant, whose AUROC of 0.5 says nothing about
+    the features.
+    """
+    return np.where(metrics.learnable(y, score_MC.shape[1]), score_MC, np.nan)
+
+
 @dataclass(frozen=True)
 class Scored:
     """A labelled split with its scores.

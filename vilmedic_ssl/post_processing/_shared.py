@@ -17,7 +17,8 @@ else:
     Features = SplitFeatures = Any  # signatures are read as schemas, which must not import torch
 
 Source = Literal["model", "random_init", "pixels"]
-Value = float | tuple[float, float, float] | Path
+Value = float | tuple[float, float, float] | str | Path
+"""A number, with its interval, words about a number (`<name>/interval`), or a file."""
 
 
 def rows_of(part: SplitFeatures, key: str) -> np.ndarray:

@@ -12,7 +12,9 @@ import numpy as np
 from vilmedic_ssl import metrics
 from vilmedic_ssl.console import warn
 from vilmedic_ssl.errors import UserError
-from vilmedic_ssl.post_processing._compare import measure, metric_names, side_by_side, warn_of
+from vilmedic_ssl.metrics import Evidence, Support
+from vilmedic_ssl.post_processing._compare import Measured, side_by_side
+from vilmedic_ssl.post_processing._numbers import Left, warn_of
 from vilmedic_ssl.post_processing._reliability import bins_for
 from vilmedic_ssl.post_processing._shared import SplitFeatures, Value, labels_of
 from vilmedic_ssl.post_processing._zero_shot import (
@@ -74,17 +76,26 @@ def split_table(
     y = chosen_labels(part, kept, way.name)
     hot_NC = hot(y, len(kept))
     score = {source: scores(sim, way, temperature[source]) for source, sim in found.items()}
-    names = [*metric_names(y, kept), *["f1"] * (y.ndim == 1)]
+    measure = Measured.on(y, score["model"], kept, part.patients)
+    names, support = measure.names, measure.support
+    if y.ndim == 1:
+        evidence = Evidence(y, len(kept), part.patients)
+        f1 = evidence.of_mean(measure.occurring_C, ranking=False)
+        names, support = [*names, "f1"], support.followed_by(f1)
+
+    def numbers(y: np.ndarray, score_NC: np.ndarray) -> np.ndarray:
+        values = measure(y, score_NC)
+        return values if y.ndim == 2 else np.append(values, _macro_f1(y, score_NC))
+
     table, drawn = side_by_side(
-        where, names, _measure, [y], list(score.values()), references, **keys
+        where, names, numbers, [y], list(score.values()), references, support=support, **keys
     )
-    undefined = [name for name in kept if f"{where}/auroc/{name}" not in table]
-    warn_of(way.name, part.name, undefined, drawn.redrawn if drawn.redrawn > draws // 10 else 0)
+    left = Left.of(part, y, score["model"], names=kept)
+    means = ["auroc", *["auprc"] * (y.ndim == 2)]
+    table |= left.notes(path_of(part.name, way.name, s, mean) for s in found for mean in means)
+    warn_of(way.name, part.name, left, drawn)
     if any(way.prompts.negative.values()):
-        sides = [margins(sim, way) for sim in found.values()]
-        names = [f"negation/{kind}" for kind in ("accuracy", "present", "absent")]
-        names += [f"negation/accuracy/{name}" for name in kept]
-        table |= side_by_side(where, names, _negation, [hot_NC], sides, references, **keys)[0]
+        table |= _negations(where, part, way, found, hot_NC, references, keys)
     of_prompts = one_by_one(found["model"], way, hot_NC)
     for name, value in spread(found["model"], way, hot_NC, of_prompts).items():
         table[f"{where}/prompt_spread/{name}"] = value
@@ -96,22 +107,45 @@ def split_table(
     return table, of_prompts
 
 
-def _measure(y: np.ndarray, score_NC: np.ndarray) -> np.ndarray:
-    """`measure`, and for one class per image the macro F1."""
-    values = measure(y, score_NC)
-    if y.ndim == 2:
-        return values
+def _macro_f1(y: np.ndarray, score_NC: np.ndarray) -> float:
     count_CC = metrics.confusion(y, score_NC.argmax(axis=1), classes=score_NC.shape[1])
-    return np.append(values, metrics.macro(metrics.per_class(count_CC).f1))
+    return metrics.macro(metrics.per_class(count_CC).f1)
 
 
-def _negation(y_NC: np.ndarray, margin_NC: np.ndarray) -> np.ndarray:
+def _negations(
+    where: str,
+    part: SplitFeatures,
+    way: Way,
+    found: dict[Source, Similarities],
+    hot_NC: np.ndarray,
+    references: Sequence[str],
+    keys: dict[str, Any],
+) -> dict[str, Value]:
     """Accuracy of choosing between "X" and "no X", its two halves, and accuracy per label."""
-    pairs = zip(y_NC.T, margin_NC.T, strict=True)
-    half_C2 = np.array([metrics.right_side(y, margin, 0 * margin) for y, margin in pairs])
-    accuracy_C = half_C2.mean(axis=1)
-    means = [metrics.macro(values) for values in (accuracy_C, *half_C2.T)]
-    return np.array([*means, *accuracy_C])
+    kept = list(way.prompts.positive)
+    sides = [margins(sim, way) for sim in found.values()]
+    names = [f"negation/{kind}" for kind in ("accuracy", "present", "absent")]
+    names += [f"negation/accuracy/{name}" for name in kept]
+    present_C, absent_C = (hot_NC == 1).any(axis=0), (hot_NC == 0).any(axis=0)
+    counted_3C = np.array([present_C & absent_C, present_C, absent_C])
+
+    def numbers(y_NC: np.ndarray, margin_NC: np.ndarray) -> np.ndarray:
+        pairs = zip(y_NC.T, margin_NC.T, strict=True)
+        half_C2 = np.array([metrics.right_side(y, margin, 0 * margin) for y, margin in pairs])
+        every = (half_C2.mean(axis=1), *half_C2.T)
+        means = [metrics.mean_of(*both) for both in zip(every, counted_3C, strict=True)]
+        return np.array([*means, *every[0]])
+
+    evidence = Evidence(hot_NC, len(kept), part.patients)
+    halves = [
+        Support.of(list((hot_NC == kind).T[counted_C]), part.patients)
+        for kind, counted_C in ((1, present_C), (0, absent_C))
+    ]
+    single = [evidence.of_ranking(c) for c in range(len(kept))]
+    support = Support.joined([evidence.of_mean(counted_3C[0]), *halves, *single])
+    return side_by_side(
+        where, names, numbers, [hot_NC], sides, references, support=support, **keys
+    )[0]
 
 
 def _calibration_error(y_NC: np.ndarray, p_NC: np.ndarray) -> float:

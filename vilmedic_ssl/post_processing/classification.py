@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from vilmedic_ssl import metrics
 from vilmedic_ssl.console import warn
 from vilmedic_ssl.errors import UserError
-from vilmedic_ssl.post_processing._compare import TOP, triples, warn_of, write_table
+from vilmedic_ssl.metrics import Evidence, Support
+from vilmedic_ssl.post_processing._compare import TOP
+from vilmedic_ssl.post_processing._numbers import Left, numbered, warn_of, write_table
 from vilmedic_ssl.post_processing._reliability import bins_for, draw_reliability
-from vilmedic_ssl.post_processing._scores import own_scores
+from vilmedic_ssl.post_processing._scores import blanked, own_scores
 from vilmedic_ssl.post_processing._shared import Features, SplitFeatures, Value, labels_of
 from vilmedic_ssl.registry import proto
 
 FEW = 100  # images, below which a calibration error says little
+
+
+class Over(NamedTuple):
+    """The classes or findings in means: (C,) bool, those that have an AUROC, and those that occur;
+    the same ones in every bootstrap draw.
+    """
+
+    names: list[str]
+    ranked_C: np.ndarray
+    occurring_C: np.ndarray
 
 
 @proto
@@ -33,7 +46,8 @@ def classification(
 
     For one class per image the decision is the most probable class; a finding is found when its
     probability is above 0.5. Images without a label and findings that are not known are left out.
-    Several checkpoints answer with the mean of their probabilities.
+    Several checkpoints answer with the mean of their probabilities. A class or finding that train
+    does not show has no AUROC and is no part of its mean; that is said.
 
     Args:
         draws: bootstrap draws of patients for the 95 % intervals; below 20 there are none.
@@ -52,6 +66,7 @@ def classification(
         UserError: the model gives no class scores, or nothing is labelled.
     """
     table: dict[str, Value] = {}
+    taught = _taught(features)
     for split in features.splits:
         part = features.get(split)
         score_NC = own_scores(part, "classification")
@@ -65,7 +80,7 @@ def classification(
             warn(f"classification: no image of {split} is labelled, so it has no numbers")
             continue
         _warn_of_few(y, split)
-        table |= _table(part, y, score_NC, draws=draws, bins=bins, seed=features.seed)
+        table |= _table(part, y, score_NC, taught, draws=draws, bins=bins, seed=features.seed)
         path = out / f"classification_{features.tag}_{split}_reliability.png"
         draw_reliability(
             y, score_NC, part.label_names, path, title=f"Calibration, {split}", bins=bins
@@ -81,31 +96,93 @@ def classification(
     yield "classification: every number with its interval", write_table(table, path)
 
 
+def _taught(features: Features) -> np.ndarray | None:
+    """The labels of train, where there are any."""
+    if not features.has("train"):
+        return None
+    y: np.ndarray | None = features.dataset("train").labels
+    return y if y is not None and metrics.labelled(y).any() else None
+
+
+def _occurring(y: np.ndarray, classes: int) -> np.ndarray:
+    hot_NC = metrics.one_hot(y, classes) if y.ndim == 1 else y
+    return (hot_NC == 1).any(axis=0)
+
+
 def _table(
     part: SplitFeatures,
     y: np.ndarray,
     score_NC: np.ndarray,
+    taught: np.ndarray | None,
     *,
     draws: int,
     bins: int | None,
     seed: int,
 ) -> dict[str, Value]:
     """Every number of one split."""
+    names, stem = part.label_names, f"{part.name}/classification/"
+    known_NC = score_NC if taught is None else blanked(score_NC, taught)
+    over = Over(names, metrics.rankable(y, known_NC), _occurring(y, len(names)))
     measure = _of_classes if y.ndim == 1 else _of_findings
-    names = list(measure(y, score_NC, part.label_names))
 
-    def numbers(y: np.ndarray, score_NC: np.ndarray) -> np.ndarray:
-        return np.array(list(measure(y, score_NC, part.label_names).values()))
+    def numbers(y: np.ndarray, score_NC: np.ndarray, known_NC: np.ndarray) -> np.ndarray:
+        return np.array(list(measure(y, score_NC, known_NC, over).values()))
 
-    found = metrics.resample(numbers, y, score_NC, groups=part.patients, draws=draws, seed=seed)
-    undefined = [n for n in part.label_names if np.isnan(found.value[names.index(f"auroc/{n}")])]
-    redrawn = found.redrawn if found.redrawn > draws // 10 else 0
-    warn_of("classification", part.name, undefined, redrawn)
-    stem = f"{part.name}/classification/"
-    plain = {k: v for k, v in _plain(y, score_NC, part.label_names, bins).items() if v == v}
-    return triples([stem + name for name in names], found.value, *found.interval()) | {
-        stem + name: value for name, value in plain.items()
+    called = list(measure(y, score_NC, known_NC, over))
+    found = metrics.resample(
+        numbers,
+        y,
+        score_NC,
+        known_NC,
+        groups=part.patients,
+        draws=draws,
+        seed=seed,
+        support=_support(called, y, score_NC, over, part),
+        limits=[(0, 2) if name == "brier" else metrics.UNIT for name in called],
+    )
+    left = Left.of(part, y, known_NC)
+    warn_of("classification", part.name, left, found)
+    means = ["auroc", "auprc", *["balanced_accuracy"] * (y.ndim == 2)]
+    table = numbered([stem + name for name in called], found)
+    table |= left.notes(stem + mean for mean in means)
+    plain = {k: v for k, v in _plain(y, score_NC, names, bins).items() if v == v}
+    return table | {stem + name: value for name, value in plain.items()}
+
+
+def _support(
+    called: Sequence[str],
+    y: np.ndarray,
+    score_NC: np.ndarray,
+    over: Over,
+    part: SplitFeatures,
+) -> Support:
+    """What each number rests on: precision on the images that were given a class, the others on
+    those that are of it.
+    """
+    evidence = Evidence(y, len(part.label_names), part.patients)
+    known_NC = ~np.isnan(evidence.hot_NC)
+    given_NC = score_NC > 0.5
+    if y.ndim == 1:
+        given_NC = metrics.one_hot(score_NC.argmax(axis=1), score_NC.shape[1]) == 1
+    means = {
+        "auroc": evidence.of_mean(over.ranked_C),
+        "auprc": evidence.of_mean(over.ranked_C),
+        "balanced_accuracy": evidence.of_mean(over.ranked_C if y.ndim == 2 else over.occurring_C),
+        "f1": evidence.of_mean(over.occurring_C, ranking=False),
     }
+    made = []
+    for name in called:
+        kind, _, label = name.partition("/")
+        c = part.label_names.index(label) if label else -1
+        if c < 0:
+            made.append(means.get(kind) or evidence.of_all())
+        elif kind == "precision":
+            made.append(Support.of([given_NC[:, c] & known_NC[:, c]], part.patients))
+        else:
+            made.append(
+                evidence.of_ranking(c) if kind in ("auroc", "auprc") else evidence.of_class(c)
+            )
+    return Support.joined(made)
 
 
 def _warn_of_few(y: np.ndarray, split: str) -> None:
@@ -120,26 +197,38 @@ def _warn_of_few(y: np.ndarray, split: str) -> None:
         )
 
 
-def _of_classes(y: np.ndarray, score_NC: np.ndarray, names: list[str]) -> dict[str, float]:
+def _of_classes(
+    y: np.ndarray,
+    score_NC: np.ndarray,
+    known_NC: np.ndarray,
+    over: Over,
+) -> dict[str, float]:
     chosen_N = score_NC.argmax(axis=1)
-    hot_NC = metrics.one_hot(y, len(names))
-    each = metrics.per_class(metrics.confusion(y, chosen_N, classes=len(names)))
+    names, classes = over.names, len(over.names)
+    hot_NC = metrics.one_hot(y, classes)
+    each = metrics.per_class(metrics.confusion(y, chosen_N, classes=classes))
+    recall_C = metrics.recalls(y, chosen_N, classes=classes)
     top = {"top5": metrics.top_k(y, score_NC, k=TOP)} if len(names) > TOP else {}
     return {
         "accuracy": metrics.accuracy(y, chosen_N),
-        "balanced_accuracy": metrics.balanced_accuracy(y, chosen_N),
+        "balanced_accuracy": metrics.mean_of(recall_C, over.occurring_C),
         **top,
-        **_ranked(hot_NC, score_NC, names),
+        **_ranked(hot_NC, known_NC, over),
         "f1": metrics.macro(each.f1),
         "brier": metrics.brier(y, score_NC),
         **_each(each, names),
     }
 
 
-def _of_findings(y_NC: np.ndarray, score_NC: np.ndarray, names: list[str]) -> dict[str, float]:
+def _of_findings(
+    y_NC: np.ndarray,
+    score_NC: np.ndarray,
+    known_NC: np.ndarray,
+    over: Over,
+) -> dict[str, float]:
     hard_NC = (score_NC > 0.5).astype(np.float64)
-    ranked = _ranked(y_NC, score_NC, names)
-    defined_C = ~np.isnan([ranked[f"auroc/{name}"] for name in names])
+    ranked = _ranked(y_NC, known_NC, over)
+    one_C = np.isnan([ranked[f"auroc/{name}"] for name in over.names])
 
     def mean(fn: Callable[[np.ndarray, np.ndarray], float], said_NC: np.ndarray) -> float:
         return metrics.macro(metrics.columns(fn, y_NC, said_NC))
@@ -148,20 +237,22 @@ def _of_findings(y_NC: np.ndarray, score_NC: np.ndarray, names: list[str]) -> di
     each = metrics.per_finding(y_NC, score_NC)
     return {
         "accuracy": mean(metrics.accuracy, hard_NC),
-        "balanced_accuracy": metrics.macro(balanced_C[defined_C]),
+        "balanced_accuracy": metrics.mean_of(np.where(one_C, np.nan, balanced_C), over.ranked_C),
         **ranked,
         "f1": metrics.macro(each.f1),
         "brier": mean(metrics.brier, score_NC),
-        **_each(each, names),
+        **_each(each, over.names),
     }
 
 
-def _ranked(y_NC: np.ndarray, score_NC: np.ndarray, names: list[str]) -> dict[str, float]:
+def _ranked(y_NC: np.ndarray, score_NC: np.ndarray, over: Over) -> dict[str, float]:
+    names, counted_C = over.names, over.ranked_C
     auroc_C = metrics.columns(metrics.auroc, y_NC, score_NC)
     auprc_C = metrics.columns(metrics.auprc, y_NC, score_NC)
+    auroc_C[~counted_C] = auprc_C[~counted_C] = np.nan
     return {
-        "auroc": metrics.macro(auroc_C),
-        "auprc": metrics.macro(auprc_C),
+        "auroc": metrics.mean_of(auroc_C, counted_C),
+        "auprc": metrics.mean_of(auprc_C, counted_C),
         **{f"auroc/{name}": float(v) for name, v in zip(names, auroc_C, strict=True)},
         **{f"auprc/{name}": float(v) for name, v in zip(names, auprc_C, strict=True)},
     }

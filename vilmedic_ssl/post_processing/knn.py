@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from vilmedic_ssl.post_processing._compare import compare, scored_splits
-from vilmedic_ssl.post_processing._scores import groups_of, voted
+from vilmedic_ssl.post_processing._scores import blanked, groups_of, labelled_rows, voted
 from vilmedic_ssl.post_processing._shared import Features, Source, Value
 from vilmedic_ssl.registry import proto
 
@@ -36,7 +36,8 @@ def knn(
         draws: bootstrap draws of patients for the 95 % intervals; below 20 there are none.
 
     Yields:
-        the metrics of `linear_probe`; for findings the vote is taken per finding, on known labels.
+        the metrics of `linear_probe`; what train does not show is left out of the mean AUROC, and
+        said; for findings the vote is taken per finding, on known labels.
 
     Raises:
         UserError: no train split, no labels, nothing to score, no such key, k below 1 or tau not
@@ -47,6 +48,8 @@ def knn(
     groups = np.concatenate([groups_of(features.get(split)) for split in splits])
 
     def scorer(source: Source, name: str, rows: np.ndarray) -> np.ndarray:
-        return voted(features.get("train", source), name, rows, groups, k=k, tau=tau)
+        train = features.get("train", source)
+        _, y = labelled_rows(train, name, "knn")
+        return blanked(voted(train, name, rows, groups, k=k, tau=tau), y)
 
     yield from compare(features, out, "knn", scorer, key=key, references=references, draws=draws)

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from vilmedic_ssl.post_processing._compare import compare
-from vilmedic_ssl.post_processing._scores import probe_of
+from vilmedic_ssl.post_processing._scores import blanked, labelled_rows, probe_of
 from vilmedic_ssl.post_processing._shared import Features, Source, Value
 from vilmedic_ssl.registry import proto
 
@@ -39,14 +39,16 @@ def linear_probe(
     Yields:
         accuracy, balanced_accuracy, auroc (one class against the rest, mean) and, beyond five
         classes, top5 for one class per image; auroc and auprc (means over findings, known labels
-        only) for findings; auroc/<name> for each class or finding.
+        only) for findings; auroc/<name> for each class or finding. What train does not show is left
+        out of these means, and said.
 
     Raises:
         UserError: no train split, no labels, nothing to score, or no such key.
     """
 
     def scorer(source: Source, name: str, rows: np.ndarray) -> np.ndarray:
-        return probe_of(features, source, name)(rows)
+        _, y = labelled_rows(features.get("train", source), name, "linear_probe")
+        return blanked(probe_of(features, source, name)(rows), y)
 
     yield from compare(
         features, out, "linear_probe", scorer, key=key, references=references, draws=draws

@@ -59,6 +59,7 @@ def report_likelihood(
     from vilmedic_ssl import metrics
     from vilmedic_ssl.console import warn
     from vilmedic_ssl.errors import ConfigError, UserError
+    from vilmedic_ssl.post_processing._numbers import numbered, warn_of_intervals
 
     features = features.of_best()
     model: Any = features.models[0]
@@ -92,8 +93,12 @@ def report_likelihood(
         text_NC, image_NC = found[..., 0], found[..., 1]
         for name, score_NC in zip(BY, (text_NC + image_NC, image_NC, text_NC), strict=True):
             right_N = (score_NC[:, 0] > score_NC[:, 1:].max(1)).astype(float)
-            value = metrics.bootstrap(np.mean, right_N, groups=groups, draws=draws)
-            yield f"{split}/{name}/accuracy", value
+            right = metrics.resample(
+                np.mean, right_N, groups=groups, draws=draws, limits=metrics.UNIT
+            )
+            if name == next(iter(BY)):
+                warn_of_intervals("report_likelihood", split, right)
+            yield from numbered([f"{split}/{name}/accuracy"], right).items()
         yield f"{split}/report_likelihood/chance", 1 / among
     path = out / f"report_likelihood_{features.tag}.json"
     path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from vilmedic_ssl.console import warn
 from vilmedic_ssl.errors import UserError
-from vilmedic_ssl.post_processing._compare import write_table
+from vilmedic_ssl.post_processing._numbers import write_table
 from vilmedic_ssl.post_processing._pairs import Reference, pairs_table
 from vilmedic_ssl.post_processing._pairs_by_class import by_class_table
 from vilmedic_ssl.post_processing._prompts import matched, read_prompts

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from vilmedic_ssl import metrics
 from vilmedic_ssl.console import warn
 from vilmedic_ssl.errors import UserError
-from vilmedic_ssl.post_processing._compare import write_table
+from vilmedic_ssl.post_processing._numbers import write_table
 from vilmedic_ssl.post_processing._prompts import matched, read_prompts
 from vilmedic_ssl.post_processing._shared import Features, Value, labels_of
 from vilmedic_ssl.post_processing._zero_shot import (
