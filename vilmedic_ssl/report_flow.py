@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vilmedic_ssl.executors.flow_table import Cell, grid, mean_text, minus_text
+from vilmedic_ssl.executors.sweep_table import write_whole
 from vilmedic_ssl.report_html import _figure, _folded, _list, _page, _section, _table, _yaml
 
 COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D"
@@ -51,7 +52,7 @@ def write_flow_report(
         sections.append(_section(NAMES[metric].capitalize(), body))
     sections.append(_folded("Configuration", _yaml(config)))
     path = folder / "flow.html"
-    path.write_text(_page(f"{title}: comparison", sections), encoding="utf-8")
+    write_whole(_page(f"{title}: comparison", sections), path)
     return path
 
 

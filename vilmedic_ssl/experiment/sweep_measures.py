@@ -52,6 +52,7 @@ def learning_rates(plan: Plan) -> None:
     lines = [{"lr": rate, "loss": loss} for rate, loss in zip(rates, losses, strict=True)]
     content = {
         "format": 1,
+        "mark": plan.mark,
         "suggestion": found.suggestion,
         "rule": RULE,
         "lowest_at": found.lowest,
@@ -120,7 +121,12 @@ def resources(plan: Plan) -> None:
         found = measured(plan.config(values_of(settings.space, names)), settings)
         rows.append({**names, **found})
         write_whole(as_csv(rows), plan.folder / "resources.csv")
-        content = {"format": 1, "memory_gb": settings.memory_gb, "settings": rows}
+        content = {
+            "format": 1,
+            "mark": plan.mark,
+            "memory_gb": settings.memory_gb,
+            "settings": rows,
+        }
         write_whole(as_json(content), plan.folder / "resources.json")
     draw(plan, rows)
     header = [*short_names(list(settings.space)), "s/step", "images/s", "GiB", "h/100 epochs"]
