@@ -412,10 +412,11 @@ def test_the_verb_writes_json_and_a_page(cohort, rows, tmp_path, capsys):
 
 def test_the_verb_on_two_configs_and_a_table(cohort, tiny, tmp_path, capsys):
     config, out = str(CONFIG), ["--out", str(tmp_path / "out")]
+    both = ["--out", str(tmp_path / "both")]
     words = [word for word in tiny() if word.startswith("dataset.")]
     assert main(["audit", config, *words, *out]) == 0
     capsys.readouterr()
-    assert main(["audit", config, *words, "--against", str(cohort / "manifest.csv"), *out]) == 4
+    assert main(["audit", config, *words, "--against", str(cohort / "manifest.csv"), *both]) == 4
     printed = capsys.readouterr()
     assert "in train and manifest:train" in printed.err and "vilmedic-ssl split" not in printed.err
     assert f"compared with {cohort / 'manifest.csv'}, " in printed.out

@@ -82,7 +82,7 @@ def test_the_printed_table_holds_what_differs_and_fits(tmp_path, capsys, monkeyp
         ("30", ["run", "lr"], "no room here: test/knn/accuracy"),
     ):
         monkeypatch.setenv("COLUMNS", wide)
-        rows = compare([one, two], out=tmp_path / "out")
+        rows = compare([one, two], out=tmp_path / "both")
         lines = capsys.readouterr().out.splitlines()
         assert lines[0].split() == header and told in "\n".join(lines[4:])
         assert rows[0]["best knn"] == 0.3 and rows[0]["test/knn/accuracy"] == 0.5

@@ -271,7 +271,10 @@ def test_the_picture_says_whose_map_is_empty(film, foreign, tmp_path, monkeypatc
     head[0] = -head[0].abs()  # what is averaged before it is never below 0
     torch.save(content, tmp_path / "mine.pth")
     drawn = []
-    monkeypatch.setattr(_heat, "page", lambda blocks, path, **keys: drawn.extend(blocks))
+    page = _heat.page
+    monkeypatch.setattr(
+        _heat, "page", lambda blocks, *a, **keys: (drawn.extend(blocks), page(blocks, *a, **keys))
+    )
     words = ["explain", film, "--weights", str(tmp_path / "mine.pth"), "--backbone", "test_resnet"]
     words += ["--beside", "random", "--class", "0", "--out", str(tmp_path / "e.png")]
     assert main(words) == 0
@@ -305,6 +308,7 @@ def test_class_names_come_with_the_checkpoint(film, tiny, tmp_path, capsys):
     content["config"]["dataset"]["manifest"] = str(tmp_path / "gone.csv")
     checkpoint.write(content, path)
     words = ["explain", film, "--weights", str(path), "--out", str(tmp_path / "e.png")]
+    words.append("--overwrite")
     assert main([*words, "--class", content["label_names"][2]]) == 0
     assert main([*words, "--class", "nothing"]) == 2
     capsys.readouterr()

@@ -73,7 +73,7 @@ def test_images_lie_beside_their_texts_and_nothing_is_overwritten(runs, capsys):
         assert not image["nearest"]["copy"] and 0 <= image["nearest"]["codes"] <= 1
     assert 0 <= results["test/generate_images/copies"] <= 1
     assert (first / "grid.png").is_file()
-    assert "generate_images" in (runs["DALLE"] / "report.html").read_text()
+    assert "generate_images" in (folder.parent / "report.html").read_text()
     assert "failed" not in capsys.readouterr().err
     same = [(f / told["images"][0]["file"]).read_bytes() for f in (first, second)]
     assert same[0] == same[1]  # the seed of the run draws both

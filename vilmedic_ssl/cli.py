@@ -31,6 +31,8 @@ exit codes: 0 done, 2 wrong input, 3 diverged, 4 a leak between splits that audi
             not name, 130 interrupted (a checkpoint was written), 1 a bug of ours
 """
 
+REPLACE = "replace what is at --out and was made from something else"
+
 
 def _train(options: argparse.Namespace) -> None:
     from vilmedic_ssl.experiment import load_config, train
@@ -47,7 +49,8 @@ def _ensemble(options: argparse.Namespace) -> None:
 def _audit(options: argparse.Namespace) -> None:
     from vilmedic_ssl.experiment.audit_verb import audit_target
 
-    audit_target(options.target, options.overrides, against=options.against, out=options.out)
+    words = {name: vars(options)[name] for name in ("against", "out", "overwrite")}
+    audit_target(options.target, options.overrides, **words)
 
 
 def _audit_options(made: argparse.ArgumentParser) -> None:
@@ -61,6 +64,7 @@ def _audit_options(made: argparse.ArgumentParser) -> None:
     )
     made.add_argument("--against", metavar="OTHER", help="another one: overlap between the two")
     made.add_argument("--out", metavar="DIR", help="for audit.json and audit.html")
+    made.add_argument("--overwrite", action="store_true", help=REPLACE)
 
 
 def _split(options: argparse.Namespace) -> None:
@@ -117,14 +121,14 @@ def _preview(options: argparse.Namespace) -> None:
     from vilmedic_ssl.experiment.preview import preview
 
     config = load_config(options.config, options.overrides, name="preview")
-    console.result(str(preview(config, images=options.images, out=options.out)))
+    words = {name: vars(options)[name] for name in ("images", "out", "overwrite")}
+    console.result(str(preview(config, **words)))
 
 
 def _preview_options(made: argparse.ArgumentParser) -> None:
     made.add_argument("--images", type=int, default=6, metavar="N", help="how many (default: 6)")
-    made.add_argument(
-        "--out", default="preview.png", metavar="FILE.png", help="default: preview.png"
-    )
+    made.add_argument("--out", metavar="FILE.png", help="default: preview.png")
+    made.add_argument("--overwrite", action="store_true", help=REPLACE)
 
 
 def _sweep(options: argparse.Namespace) -> None:
@@ -136,14 +140,13 @@ def _sweep(options: argparse.Namespace) -> None:
 def _compare(options: argparse.Namespace) -> None:
     from vilmedic_ssl.experiment.compare_verb import compare
 
-    compare(options.runs, out=options.out)
+    compare(options.runs, out=options.out, overwrite=options.overwrite)
 
 
 def _compare_options(made: argparse.ArgumentParser) -> None:
     made.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or folders of sweeps")
-    made.add_argument(
-        "--out", default="compare", metavar="DIR", help="for table and picture (default: compare)"
-    )
+    made.add_argument("--out", metavar="DIR", help="for table and picture (default: compare)")
+    made.add_argument("--overwrite", action="store_true", help=REPLACE)
 
 
 def _explain(options: argparse.Namespace) -> None:
@@ -180,9 +183,8 @@ def _explain_options(made: argparse.ArgumentParser) -> None:
         help="config with the training images of a checkpoint without a classifier",
     )
     made.add_argument("--plugins", metavar="MODULE[,MODULE]", help="modules with further protos")
-    made.add_argument(
-        "--out", default="explain.png", metavar="FILE.png", help="default: explain.png"
-    )
+    made.add_argument("--out", metavar="FILE.png", help="default: explain.png")
+    made.add_argument("--overwrite", action="store_true", help=REPLACE)
 
 
 def _download(options: argparse.Namespace) -> None:

@@ -110,10 +110,20 @@ def make_phantom(root: Path, *, patients: int = 600, size: int = 128, seed: int 
 
 
 def put_in_place(fresh: Path, root: Path, old: Path, stamp: dict[str, int]) -> None:
-    """Moves a finished cohort to its name, unless another process was faster with the same one."""
+    """Moves a finished cohort to its name, unless another process was faster with the same one.
+
+    Raises:
+        UserError: a cohort of other numbers is there, and something beside it.
+    """
     try:
         if read_stamp(root) != stamp:
             if root.exists():
+                names = sorted({p.name for p in root.iterdir()} - {p.name for p in fresh.iterdir()})
+                if names:
+                    raise UserError(
+                        f"phantom: {root} holds another cohort, and beside it {names[0]}, which "
+                        "would be lost; move that away, or name another folder"
+                    )
                 root.rename(old)
             fresh.rename(root)
     except OSError:

@@ -8,7 +8,7 @@ standard deviation.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
@@ -17,7 +17,7 @@ from typing import Any
 from vilmedic_ssl import config as yaml_config
 from vilmedic_ssl import console
 from vilmedic_ssl.errors import UserError
-from vilmedic_ssl.executors.evaluations import reports_of
+from vilmedic_ssl.executors.evaluations import read_record, reports_of
 from vilmedic_ssl.executors.run import read_log
 from vilmedic_ssl.executors.sweep_space import label_of
 
@@ -77,9 +77,10 @@ def groups_of(folders: Sequence[str | Path]) -> list[Group]:
     _differences(groups)
     for group in groups:
         _scores(group)
-        for folder in _scored(group):
-            _results(group, folder)
+    for group, _, place in _scored(groups):
+        _results(group, place)
     _warn_of_other_data(groups)
+    _warn_of_other_weights(groups)
     return groups
 
 
@@ -146,13 +147,12 @@ def lower_is_better(name: str) -> bool:
     return METRICS[name].lower_is_better if name in METRICS else name.endswith("loss")
 
 
-def _scored(group: Group) -> list[Path]:
-    """The folders with results of the trainings of a group."""
-    return [
-        place
-        for folder in group.folders
-        for place in reports_of(folder, [t.seed for t in group.trainings if t.folder == folder])
-    ]
+def _scored(groups: Sequence[Group]) -> Iterator[tuple[Group, Path, Path]]:
+    """Group, run folder, and where results of its trainings are, in it or below."""
+    for group in groups:
+        for folder in group.folders:
+            seeds = [training.seed for training in group.trainings if training.folder == folder]
+            yield from ((group, folder, place) for place in reports_of(folder, seeds))
 
 
 def _results(group: Group, folder: Path) -> None:
@@ -175,8 +175,8 @@ def _warn_of_other_data(groups: Sequence[Group]) -> None:
     """Results on different images do not compare, nor do means over different classes."""
     hashes: set[Any] = set()
     left: dict[str, set[Any]] = {}
-    for folder in (place for group in groups for place in _scored(group)):
-        found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    for _, _, place in _scored(groups):
+        found = json.loads((place / "results.json").read_text(encoding="utf-8"))
         hashes.add(found.get("split/hash"))
         for name in (name for name in found if name.rpartition("/")[2] == "auroc"):
             left.setdefault(name, set()).add(found.get(f"{name}/left_out"))
@@ -190,6 +190,17 @@ def _warn_of_other_data(groups: Sequence[Group]) -> None:
             f"{name} is a mean over other classes in some of these runs ({name}/left_out in "
             "results.json differs): these means do not compare"
         )
+
+
+def _warn_of_other_weights(groups: Sequence[Group]) -> None:
+    """Results of a checkpoint that more training, or a new one, has replaced."""
+    for _, folder, place in _scored(groups):
+        names = (read_record(place) or {}).get("checkpoints", {})
+        if names and not any((folder / name).is_file() for name in names):
+            console.warn(
+                f"{place / 'results.json'} is of {next(iter(names))}, which is not there any more; "
+                "score the run again, with `vilmedic-ssl ensemble`"
+            )
 
 
 def rows_of(groups: Sequence[Group]) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vilmedic_ssl import console
 from vilmedic_ssl.data.auditing.findings import ORDER, counted
 from vilmedic_ssl.errors import Leak, MissingSplit, UserError
+from vilmedic_ssl.experiment.outputs import MARK
 from vilmedic_ssl.files import write_text
 
 if TYPE_CHECKING:
@@ -183,15 +184,36 @@ def _remedy(leak: Finding, data: Mapping[str, Any], config: str) -> str:
     return f'leave those of {leak.splits[0]} out with "dataset.exclude={globs}"{more}'
 
 
+def _are_findings(file: Path) -> bool:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and "findings" in content
+
+
 def summary(found: Sequence[Finding], severities: Sequence[str] = ORDER) -> str:
     return ", ".join(counted(sum(f.severity == s for f in found), s) for s in severities)
 
 
-def write_json(folder: Path, name: str, found: Sequence[Finding]) -> Path:
+def write_json(folder: Path, name: str, found: Sequence[Finding], *, mark: str = "") -> Path:
+    """The findings as JSON.
+
+    Args:
+        mark: what `output_place` gave for this place; "" = it is a run's, and replaces findings
+            only.
+
+    Raises:
+        UserError: it cannot be written, or something else stands there.
+    """
+    from vilmedic_ssl.executors.sweep_table import as_json
+
+    if not mark and (folder / name).exists() and not _are_findings(folder / name):
+        raise UserError(f"{folder / name} is no audit of this program; move it away")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        content = {"format": 1, "findings": [item.as_dict() for item in found]}
-        write_text(folder / name, json.dumps(content, indent=1) + "\n")
+        content = {"format": 1, MARK: mark, "findings": [item.as_dict() for item in found]}
+        write_text(folder / name, as_json(content))
     except OSError as error:
         raise UserError(
             f"cannot write to {folder} ({error.strerror}); change ckpt_dir or name, or --out"

@@ -23,6 +23,7 @@ from vilmedic_ssl.experiment.audit import (
     summary,
     write_json,
 )
+from vilmedic_ssl.experiment.outputs import output_place
 from vilmedic_ssl.experiment.settings import check_data, read_config, spare_workers, typed
 from vilmedic_ssl.registry import closest, find
 from vilmedic_ssl.schema import build, complete
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from vilmedic_ssl.data.auditing.findings import Finding
     from vilmedic_ssl.data.auditing.parts import Part
 
+FILES = ("audit.json", "audit.html")
 TABLES = (".csv", ".parquet")
 CONFIGS = (".yml", ".yaml")
 
@@ -42,21 +44,26 @@ def audit_target(
     *,
     against: str | None = None,
     out: str | None = None,
+    overwrite: bool = False,
 ) -> list[Finding]:
     """Audit a config, a table or a folder of images; writes audit.json and audit.html.
 
     Args:
         overrides: keys of the config; for a table or a folder those of `dataset` and `audit`.
         against: another config, table or folder, to look for overlap between the two.
-        out: folder to write to; None = the run folder of a config, else `audit`.
+        out: folder to write to; None = `audit` in the run folder of a config, else `audit`, or the
+            next number that does not hold the audit of another target.
+        overwrite: replace something else at `out`.
 
     Raises:
         Leak: there are leaks that are not allowed.
-        UserError: something cannot be read or written.
+        UserError: something cannot be read or written; the audit of another target at `out`.
     """
     from vilmedic_ssl.report_audit import write_audit
 
-    parts, settings, folder, node = _open(target, overrides)
+    parts, settings, default, node = _open(target, overrides)
+    made_from = ["audit", *_sources(target, overrides, against)]
+    folder, mark = output_place(out, default, made_from, files=FILES, overwrite=overwrite)
     compared = ""
     if against is not None:
         name = Path(against.rstrip("/")).stem
@@ -64,8 +71,7 @@ def audit_target(
         compared = f", compared with {against}, {counted(sum(map(len, others)), 'sample')}"
         parts = parts + others
     found = findings_of(parts, settings, spare_workers(), node)
-    folder = Path(out) if out else folder
-    written = write_json(folder, "audit.json", found)
+    written = write_json(folder, FILES[0], found, mark=mark)
     page = write_audit(
         folder,
         title=f"Audit of {target}" + (f" against {against}" if against else ""),
@@ -81,6 +87,13 @@ def audit_target(
     console.say(f"page {page}")
     refuse(found, (node or {}).get("dataset"), "" if against else _split_words(target, overrides))
     return found
+
+
+def _sources(target: str, overrides: Sequence[str], against: str | None) -> list[str]:
+    """The paths that an audit looks at; other keys are how it does, and may be tried in turn."""
+    values = [word.partition("=")[2] for word in overrides]
+    names = [target, *(value for value in values if value and Path(value).exists())]
+    return [str(Path(name).resolve()) for name in [*names, *filter(None, [against])]]
 
 
 def _split_words(target: str, overrides: Sequence[str]) -> str:
@@ -107,7 +120,7 @@ def _open(
         node = check_data(given, "audit")
         experiment = typed(node)
         parts = list(experiment_parts(experiment, node, source=source, prefix=prefix))
-        folder = experiment.folder if "name" in given else Path("audit")
+        folder = experiment.folder / "audit" if "name" in given else Path("audit")
         return parts, experiment.audit or AuditSettings(), folder, node
     node = _given(overrides)
     settings = build(

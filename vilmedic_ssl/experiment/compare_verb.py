@@ -8,14 +8,23 @@ from typing import Any
 
 from vilmedic_ssl import console
 from vilmedic_ssl.errors import UserError
+from vilmedic_ssl.experiment.outputs import MARK, output_place
+
+FILES = ("compare.json", "compare.csv", "compare.png")
 
 
-def compare(runs: Sequence[str | Path], *, out: str | Path = "compare") -> list[dict[str, Any]]:
+def compare(
+    runs: Sequence[str | Path], *, out: str | Path | None = None, overwrite: bool = False
+) -> list[dict[str, Any]]:
     """Read run folders, write `compare.csv`, `compare.json` and `compare.png` into `out`, and
     return the rows of the table.
 
+    Args:
+        out: None = compare, or the next number that is free.
+        overwrite: replace something else at `out`, such as a comparison of other runs.
+
     Raises:
-        UserError: a folder without a run; nowhere to write.
+        UserError: a folder without a run; nowhere to write, or something else stands there.
     """
     from vilmedic_ssl.executors.compare import groups_of, rows_of
     from vilmedic_ssl.executors.compare_view import plot_curves, printed
@@ -23,14 +32,17 @@ def compare(runs: Sequence[str | Path], *, out: str | Path = "compare") -> list[
     from vilmedic_ssl.files import write_text
 
     groups = groups_of(runs)
-    rows, folder = rows_of(groups), Path(out)
+    rows = rows_of(groups)
+    made_from = ["compare", sorted(str(Path(run).resolve()) for run in runs)]
+    folder, mark = output_place(out, "compare", made_from, files=FILES, overwrite=overwrite)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "compare.csv", as_csv(rows))
-        write_text(folder / "compare.json", as_json({"format": 1, "rows": rows}))
+        write_text(folder / "compare.json", as_json({"format": 1, MARK: mark, "rows": rows}))
     except OSError as error:
         raise UserError(f"--out {folder}: cannot be written ({error.strerror})") from error
-    plot_curves(groups, folder / "compare.png")
+    if not plot_curves(groups, folder / "compare.png"):
+        (folder / "compare.png").unlink(missing_ok=True)  # that of an earlier state of these runs
     console.result(printed(groups, rows))
     console.say(f"table and picture in {folder}")
     return rows

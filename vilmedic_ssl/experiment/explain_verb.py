@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vilmedic_ssl import console
 from vilmedic_ssl.errors import UserError
+from vilmedic_ssl.experiment.outputs import output_place, write_picture
 from vilmedic_ssl.registry import closest
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from vilmedic_ssl.experiment.explain_subject import Logits, Subject
 
 Method = Literal["grad_cam", "occlusion"]
+DEFAULT = "explain.png"
 CELL = 3.0  # inches
 
 
@@ -23,7 +26,8 @@ def explain(
     image: str | Path,
     weights: str | Path,
     *,
-    out: str | Path = "explain.png",
+    out: str | Path | None = None,
+    overwrite: bool = False,
     backbone: str | None = None,
     classes: str | None = None,
     wanted: str | None = None,
@@ -40,6 +44,8 @@ def explain(
     Args:
         weights: a run folder, a checkpoint of ours, or a file of weights with a classifier of the
             timm network `backbone`.
+        out: None = explain.png, or the next number that is free.
+        overwrite: replace something else at `out`.
         classes: names in the order of the logits, separated by commas.
         wanted: name or number of the class; None = the one with the highest logit.
         layer: as in the plug-in `grad_cam`.  square: side of what covers, pixels; None = an eighth
@@ -51,13 +57,19 @@ def explain(
         plugins: modules that register the protos of a checkpoint of ours.
 
     Raises:
-        UserError: unreadable image or weights, no such class, keys that do not fit the weights.
+        UserError: unreadable image or weights, no such class, keys that do not fit the weights;
+            something else at `out`.
     """
+    from PIL import Image
+
     from vilmedic_ssl.executors.init_weights_read import read_weights
     from vilmedic_ssl.experiment.explain_subject import foreign_subject, own_subject
     from vilmedic_ssl.registry import load_plugins
 
-    file = _writable(out)
+    _refuse_unwritable(Path(out or DEFAULT))
+    words = [backbone, classes, wanted, method, layer, square, size, beside]
+    made_from = ["explain", str(image), str(weights), *words]
+    file, mark = output_place(out, DEFAULT, made_from, overwrite=overwrite)
     if method == "grad_cam" and square is not None:
         raise UserError("--square is for --method occlusion; leave it out, or write that")
     if method == "occlusion" and layer is not None:
@@ -77,17 +89,19 @@ def explain(
             raise UserError(f"--data: {held.path} is no checkpoint of ours; leave it out")
         subject = foreign_subject(held, backbone, size, beside=beside is not None)
     names = classes.split(",") if classes else subject.names
-    _draw(Path(image), subject, names, wanted, method, layer, square, file)
+    with tempfile.TemporaryDirectory() as scratch:
+        drawing = Path(scratch) / "explain.png"
+        _draw(Path(image), subject, names, wanted, method, layer, square, drawing)
+        with Image.open(drawing) as picture:
+            write_picture(picture, file, mark)
     return file
 
 
-def _writable(out: str | Path) -> Path:
-    file = Path(out)
+def _refuse_unwritable(file: Path) -> None:
     if file.suffix.lower() != ".png":
         raise UserError(f"--out {file}: write the name of a .png file")
     if not file.parent.is_dir():
         raise UserError(f"--out {file}: there is no folder {file.parent}; make it, or name another")
-    return file
 
 
 def _draw(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -11,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vilmedic_ssl import console
-from vilmedic_ssl.config import digest, dump
-from vilmedic_ssl.errors import Diverged, Unobtainable, UserError
+from vilmedic_ssl.config import digest, dump, read_yaml
+from vilmedic_ssl.errors import ConfigError, Diverged, Unobtainable, UserError
 from vilmedic_ssl.executors.flow import FlowSettings, Step, steps, told
 from vilmedic_ssl.experiment.flow_config import (
     FlowExperiment,
@@ -29,6 +30,9 @@ from vilmedic_ssl.schema import plain
 
 if TYPE_CHECKING:
     from vilmedic_ssl.executors.predictions import Predictions
+
+FILES = ("flow.yml", "flow.csv", "flow.json", "flow.html", "learning_curve.png")
+ELSEWHERE = ("ckpt_dir", "name", "device", "num_workers", "plugins", "ensemblor")
 
 
 def run_flow(config: Mapping[str, Any], *, only_table: bool = False) -> Path:
@@ -102,7 +106,8 @@ def compare_again(config: Mapping[str, Any]) -> dict[str, float | str]:
 
 
 def _save(checked: Mapping[str, Any], folder: Path) -> None:
-    """The resolved config, which runs and scores the flow without the words it was given.
+    """The resolved config, which runs and scores the flow without the words it was given; the
+    comparison that other words gave here is kept below `comparisons`.
 
     Raises:
         UserError: the folder cannot be written.
@@ -110,11 +115,44 @@ def _save(checked: Mapping[str, Any], folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         remove_partials(folder)
-        write_text(folder / "flow.yml", dump(checked))
+        _set_aside(checked, folder)
+        write_text(folder / FILES[0], dump(checked))
     except OSError as error:
         raise UserError(
             f"cannot write to {folder} ({error.strerror}); change ckpt_dir or name"
         ) from error
+
+
+def _set_aside(checked: Mapping[str, Any], folder: Path) -> None:
+    """Move the comparison of another flow, where there is one."""
+    there = [folder / name for name in FILES if (folder / name).exists()]
+    old = _stored(folder)
+    if there and (old is None or _compared(old) != _compared(checked)):
+        place = _room(folder / "comparisons", "before" if old is None else digest(_compared(old)))
+        for path in there:
+            path.replace(place / path.name)
+        console.say(f"{folder} held the comparison of another flow; it is now in {place}")
+
+
+def _stored(folder: Path) -> dict[str, Any] | None:
+    """The flow that was compared here; None where there is none, or it cannot be read."""
+    try:
+        return read_yaml(folder / FILES[0])
+    except ConfigError:
+        return None
+
+
+def _compared(flow: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that decide what is in the table."""
+    return {key: value for key, value in flow.items() if key not in ELSEWHERE}
+
+
+def _room(folder: Path, name: str) -> Path:
+    """A new folder of that name, or with the next number that is free."""
+    names = itertools.chain([name[:8]], (f"{name[:8]}-{n}" for n in itertools.count(2)))
+    place = next(folder / one for one in names if not (folder / one).exists())
+    place.mkdir(parents=True)
+    return place
 
 
 class _Runner:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vilmedic_ssl import console
 from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.experiment.data import dataset_of
+from vilmedic_ssl.experiment.outputs import output_place, write_picture
 from vilmedic_ssl.experiment.settings import check, typed
 from vilmedic_ssl.experiment.texts import settle_flips, texts_for
 from vilmedic_ssl.schema import plain
@@ -21,19 +22,30 @@ if TYPE_CHECKING:
     from vilmedic_ssl.data.datasets.base import MedicalDataset
     from vilmedic_ssl.data.images import Images
 
+DEFAULT = "preview.png"
 SAMPLES = 5  # of each image, as the first so many epochs will draw them
 CELL, LOCAL, LINE, GAP = 112, 56, 18, 14  # side of a view, of a local one; title; space: pixels
 PAPER, INK = "white", "black"
 
 
-def preview(config: Mapping[str, Any], *, images: int = 6, out: str | Path = "preview.png") -> Path:
+def preview(
+    config: Mapping[str, Any],
+    *,
+    images: int = 6,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+) -> Path:
     """Draw images of the training split beside the views that the first epochs draw of them, as
     they were before normalisation; returns the file.
 
+    Args:
+        out: None = preview.png, or the next number that is free.
+        overwrite: replace something else at `out`.
+
     Raises:
-        UserError: no pictures in this data; nowhere to write.
+        UserError: no pictures in this data; nowhere to write, or something else stands there.
     """
-    file = Path(out)
+    file = Path(out or DEFAULT)
     if file.suffix.lower() != ".png":
         raise UserError(f"--out {file}: write the name of a .png file")
     if not file.parent.is_dir():
@@ -43,6 +55,8 @@ def preview(config: Mapping[str, Any], *, images: int = 6, out: str | Path = "pr
     from vilmedic_ssl.data.advice import advise_on
 
     node = check(plain(config))
+    made_from = ["preview", node["dataset"], node["split_file"], node["seed"], images]
+    file, mark = output_place(out, DEFAULT, made_from, overwrite=overwrite)
     experiment = typed(node)
     texts = texts_for(node)
     if texts is not None:
@@ -54,7 +68,8 @@ def preview(config: Mapping[str, Any], *, images: int = 6, out: str | Path = "pr
         console.warn(sentence)
     count = min(images, len(dataset))
     chosen = [i * len(dataset) // count for i in range(count)]  # from all of it
-    sheet([row_of(dataset, index, experiment.seed) for index in chosen]).save(file)
+    drawing = sheet([row_of(dataset, index, experiment.seed) for index in chosen])
+    write_picture(drawing, file, mark)
     return file
 
 

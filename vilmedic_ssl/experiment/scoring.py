@@ -109,10 +109,10 @@ def _ensemble(
     if experiment.budget is not None and features.has(TRAIN):
         datasets[TRAIN] = features.dataset(TRAIN)
     results |= budget_of(experiment, datasets.get(TRAIN))
-    write_results(place.folder, results)
+    title = experiment.name + (f", evaluation {place.folder.name}" if place.why else "")
     report = write_report(
         place.folder,
-        title=f"{experiment.name}, {_which(files, experiment)}, seed {_seeds(contents)}",
+        title=f"{title}, {_which(files, experiment)}, seed {_seeds(contents)}",
         results=outcome.results,
         figures=outcome.figures,
         config={**contents[0]["config"], **{key: node[key] for key in SCORED}},
@@ -122,6 +122,7 @@ def _ensemble(
         failures=outcome.failures,
         audit=[item.as_dict() for item in findings],
     )
+    write_results(place.folder, results)
     place.close(outcome)
     if table := headline(outcome.results):
         console.result(table)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -55,6 +55,7 @@ def select(
         raise UserError(
             f"--out {file} is there already; name another file, or grow it: --labelled {file}"
         )
+    table = _table_of(file)
     experiment, node, files, contents = open_run(config, own_seed=True)
     whole = dataset_of(replace(experiment, budget=None), node, TRAIN)
     there, old = _lists(experiment, whole, labelled)
@@ -75,9 +76,23 @@ def select(
     order = highest(scores, unseen.ids)
     picked = [unseen.ids[i] for i in order[:add]]
     _write(file, [*(whole.ids[i] for i in old), *picked])
-    _write_table(Path(f"{file}.csv"), [(unseen.ids[i], scores[i]) for i in order], add)
+    _write_table(table, [(unseen.ids[i], scores[i]) for i in order], add)
     _tell(file, whole, old, [candidates[i] for i in order[:add]])
     return picked
+
+
+def _table_of(file: Path) -> Path:
+    """Where the scores go: `<file>.csv`; where a list grows and the table of its last round is
+    there, `<file>-2.csv` and so on.
+
+    Raises:
+        UserError: a new list, and such a table is there.
+    """
+    table = Path(f"{file}.csv")
+    if table.exists() and not file.exists():
+        raise UserError(f"--out {file}: its scores would replace {table}; name another file")
+    names = (Path(f"{file}-{n}.csv") for n in itertools.count(2))
+    return next(name for name in itertools.chain([table], names) if not name.exists())
 
 
 def _lists(
@@ -153,10 +168,11 @@ def _write(file: Path, ids: Sequence[str]) -> None:
 
 def _write_table(file: Path, rows: Sequence[tuple[str, float]], add: int) -> None:
     """id, score and picked (1 or 0) of every image that was scored, highest first."""
-    with file.open("w", newline="", encoding="utf-8") as stream:
-        table = csv.writer(stream)
-        table.writerow(("id", "score", "picked"))
-        table.writerows((name, repr(float(s)), int(i < add)) for i, (name, s) in enumerate(rows))
+    from vilmedic_ssl.executors.sweep_table import as_csv
+
+    scored = enumerate(rows)
+    lines = [{"id": n, "score": repr(float(s)), "picked": int(i < add)} for i, (n, s) in scored]
+    write_text(file, as_csv(lines))
 
 
 def _tell(file: Path, whole: MedicalDataset, old: Sequence[int], new: list[int]) -> None:

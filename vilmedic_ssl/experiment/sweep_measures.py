@@ -52,6 +52,7 @@ def learning_rates(plan: Plan) -> None:
     lines = [{"lr": rate, "loss": loss} for rate, loss in zip(rates, losses, strict=True)]
     content = {
         "format": 1,
+        "mark": plan.mark,
         "suggestion": found.suggestion,
         "rule": RULE,
         "lowest_at": found.lowest,
@@ -115,7 +116,12 @@ def resources(plan: Plan) -> None:
         found = measured(plan.config(values_of(settings.space, names)), settings)
         rows.append({**names, **found})
         write_text(plan.folder / "resources.csv", as_csv(rows))
-        content = {"format": 1, "memory_gb": settings.memory_gb, "settings": rows}
+        content = {
+            "format": 1,
+            "mark": plan.mark,
+            "memory_gb": settings.memory_gb,
+            "settings": rows,
+        }
         write_text(plan.folder / "resources.json", as_json(content))
     draw(plan, rows)
     header = [*short_names(list(settings.space)), "s/step", "images/s", "GiB", "h/100 epochs"]

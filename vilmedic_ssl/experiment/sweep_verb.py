@@ -4,6 +4,7 @@ beforehand.
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,8 @@ from vilmedic_ssl.executors.sweep_settings import SweepSettings
 from vilmedic_ssl.executors.sweep_space import examples, words_of
 from vilmedic_ssl.experiment.settings import Experiment, check, read_config, settled, typed
 
+NAMES = {"train": "sweep", "lr_range": "lr_range", "resources": "resources"}  # of the table
+TABLE = (".csv", ".json", ".png")
 ELSEWHERE = ("device", "num_workers", "overwrite", "ckpt_dir")  # where a sweep runs, not what it is
 
 
@@ -44,6 +47,11 @@ class Plan:
     @property
     def folder(self) -> Path:
         return self.experiment.folder
+
+    @property
+    def mark(self) -> str:
+        """Hash of what is in a table that is measured anew each time."""
+        return yaml_config.digest([self.key, self.settings.trials])
 
     def config(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """The config with some keys set, and without its sweep.
@@ -89,9 +97,35 @@ def sweep(path: str | Path, overrides: Sequence[str] = ()) -> Path:
         raise UserError(
             f"cannot write to {plan.folder} ({error.strerror}); change ckpt_dir or name"
         ) from error
+    _refuse_others(plan)
     measures[plan.settings.measure](plan)
     console.say(f"table and picture in {plan.folder}")
     return plan.folder
+
+
+def _refuse_others(plan: Plan) -> None:
+    """A sweep replaces no table but its own. (Trials are guarded by the journal, once it is there.)
+
+    Raises:
+        UserError: another one lies in its folder.
+    """
+    name, trial = NAMES[plan.settings.measure], plan.settings.measure == "train"
+    if plan.experiment.overwrite or (trial and any(plan.folder.glob("sweep.journal*"))):
+        return
+    if trial and plan.settings.storage is not None:
+        return
+    there = [path for path in plan.folder.glob(f"{name}.*") if path.suffix in TABLE]
+    there += list(plan.folder.glob("trial-[0-9]*")) if trial else []
+    try:
+        content = json.loads((plan.folder / f"{name}.json").read_text(encoding="utf-8"))
+        own = content.get("mark") == plan.mark
+    except (OSError, ValueError, AttributeError):
+        own = False
+    if there and not own:
+        raise UserError(
+            f"{plan.folder} already holds {there[0].name}, of another sweep; choose another name=, "
+            "or replace it with overwrite=true"
+        )
 
 
 def plan_of(path: str, overrides: Sequence[str]) -> Plan:
