@@ -171,14 +171,17 @@ def test_what_a_metric_lacks(name, labels, patients, told, capsys):
     validator = SimpleNamespace(
         names=[name], loaders={"validate": SimpleNamespace(dataset=validate)}
     )
-    preflight.refuse_undefined(validator, "validation_loss", train_set)
+    preflight.refuse_undefined(validator, {"trainor.early_stop_metric": "loss"}, train_set)
     warned = capsys.readouterr().err
     assert told.replace("\\", "") in warned if told else not warned
-    if told:
-        with pytest.raises(UserError, match=f"since split 'validate' .*{told}.*=validation_loss"):
-            preflight.refuse_undefined(validator, name, train_set)
-    else:
-        preflight.refuse_undefined(validator, name, train_set)
+    for key in ("trainor.early_stop_metric", "sweep.metric"):
+        if not told:
+            preflight.refuse_undefined(validator, {key: name}, train_set)
+            continue
+        with pytest.raises(
+            UserError, match=rf"{key}: .*'validate' .*{told}.*{key}=validation_loss"
+        ):
+            preflight.refuse_undefined(validator, {key: name}, train_set)
 
 
 def test_what_learns_labels_needs_two_classes_in_train():
@@ -186,7 +189,7 @@ def test_what_learns_labels_needs_two_classes_in_train():
         names=["probe"], loaders={"validate": SimpleNamespace(dataset=Split([0, 1, 1]))}
     )
     with pytest.raises(UserError, match="split 'train' shows one class only"):
-        preflight.refuse_undefined(validator, "probe", Split([2, 2, 2]))
+        preflight.refuse_undefined(validator, {"sweep.metric": "probe"}, Split([2, 2, 2]))
 
 
 def one_class(phantom, folder):

@@ -44,12 +44,15 @@ if TYPE_CHECKING:
     Origin = Start | Teacher | VAEFile
 
 
-def train(config: Mapping[str, Any], *, audit: bool = True) -> Path:
+def train(
+    config: Mapping[str, Any], *, audit: bool = True, sweep_metric: str | None = None
+) -> Path:
     """Train what a config describes, from scratch or from its `ckpt`; returns the run folder. A
     config with a `flow` has all its stages trained and compared.
 
     Args:
         audit: false = the caller has audited this data.
+        sweep_metric: of the sweep that this is a trial of.
 
     Raises:
         UserError: wrong config, data or checkpoint.
@@ -62,6 +65,7 @@ def train(config: Mapping[str, Any], *, audit: bool = True) -> Path:
     from vilmedic_ssl.data.tokenizers import as_data
     from vilmedic_ssl.executors import checkpoint
     from vilmedic_ssl.executors.monitors import check_metrics, check_pairs, check_scores
+    from vilmedic_ssl.executors.preflight import refuse_undefined
     from vilmedic_ssl.executors.reconstructions import Gallery
     from vilmedic_ssl.executors.run import Run
     from vilmedic_ssl.executors.trainor import Trainor
@@ -143,6 +147,11 @@ def train(config: Mapping[str, Any], *, audit: bool = True) -> Path:
     if frozen := describe(model, model.parts()):
         console.say(frozen)
     validator = Validator(scored, metrics, device)
+    steering = {
+        "sweep.metric": sweep_metric,
+        "trainor.early_stop_metric": settings.early_stop_metric,
+    }
+    refuse_undefined(validator, steering, train_set)
     gallery = None
     if number := experiment.validator.reconstructions:
         shown = scored[experiment.validator.splits[0]].dataset
