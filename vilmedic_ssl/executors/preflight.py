@@ -120,7 +120,7 @@ def _undefined(name: str, dataset: MedicalDataset) -> str:
     classes = np.unique(known)
     if len(classes) < 2:
         return f"shows one class only ({dataset.label_names[int(classes[0])]})"
-    if name == "knn" and not metrics.knn_defined(labels, groups=dataset.patients):
+    if name == "knn" and not metrics.knn_counted(labels, groups=dataset.patients).any():
         return "has no two classes with images of two patients each"
     return ""
 
