@@ -31,10 +31,6 @@ STEPS = ["trainor.max_steps=3", "trainor.batch_size=16"]
 MORE_STEPS = ["trainor.max_steps=5", "trainor.batch_size=16"]  # for a run that is continued
 
 DEMO = "config/SELFSUP/simclr-phantom.yml"
-KNN = (
-    "vilmedic-ssl sweep config/SELFSUP/simclr-phantom.yml name=rates sweep.trials=2 "
-    "sweep.metric=knn 'space={trainor.optim_params.lr: {low: 1e-4, high: 1e-1, log: true}}'"
-)
 INSTEAD = {  # what runs in place of a line, and in its place in the order
     "make demo": [  # makes an environment first; these are the stages of bin/demo.py
         f"python bin/train.py {DEMO} name=demo overwrite=true",
@@ -44,8 +40,6 @@ INSTEAD = {  # what runs in place of a line, and in its place in the order
     ". .venv/bin/activate": [],  # the environment is that of the tests
     "export PYTHONPATH=.": [],  # the page's folder is on the path from the start
     "python data/download.py phantom": [],  # there already, smaller
-    # of the smaller cohort's validate no two patients share a class, as kNN needs
-    KNN: [KNN.replace("sweep.metric=knn", "sweep.metric=top1")],
     # the audit's page names files of the reader; the cohort's stand for them
     "vilmedic-ssl audit path/to/manifest.csv dataset.label=diagnosis": [
         "vilmedic-ssl audit data/phantom/manifest.csv dataset.label=dominant"
