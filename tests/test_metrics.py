@@ -507,6 +507,11 @@ def test_knn_within_a_set_is_undefined_where_no_other_patient_has_the_class():
     assert np.isnan(metrics.knn_accuracy(x, np.full(12, -1)))
     single = np.where(np.arange(12) == 0, 2, y)  # a class of one image is not counted
     assert np.isfinite(metrics.knn_accuracy(x, single))
+    assert metrics.knn_counted(single).tolist() == [False] + [True] * 11
+    assert metrics.knn_counted([0, 0, 1, -1, 1], groups=list("abcde")).tolist() == [
+        *(True, True, True, False, True)
+    ]
+    assert not metrics.knn_counted([0, 0, 1], groups=list("abc")).any()
 
 
 def test_purity_without_information_is_at_its_chance():

@@ -151,7 +151,7 @@ def test_the_validator_knows_the_patients_and_says_so(tiny, monkeypatch, capsys)
     monkeypatch.setitem(METRICS, "knn", whole)
     trained(tiny, "patients", "validator.metrics=[knn]")
     told = capsys.readouterr().err
-    assert told.count("validate: kNN leaves out images of the same patient\n") == 1
+    assert told.count("validate: kNN leaves out images of the same patient") == 1
     assert 1 < len(set(known[-1].patients)) < len(known[-1].labels)
 
 

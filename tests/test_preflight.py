@@ -1,5 +1,6 @@
 """What cannot come out well is said before the first step, and only that."""
 
+import contextlib
 import csv
 import itertools
 from dataclasses import replace
@@ -8,7 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import resume
+import torch
+from methods import node_of
 
+from vilmedic_ssl import build
+from vilmedic_ssl.data.loader import EpochBatches
 from vilmedic_ssl.data.texts import Texts, TextSettings
 from vilmedic_ssl.data.tokenizers import train_tokenizer
 from vilmedic_ssl.errors import UserError
@@ -27,6 +32,37 @@ CONFIG = "config/SELFSUP/simclr-phantom.yml"
 @pytest.fixture
 def no_step(monkeypatch):
     monkeypatch.setattr(Trainor, "fit", lambda self: pytest.fail("training began"))
+
+
+# ---------------------------------------------------------------- a single image
+
+
+class Images(list):
+    collate = staticmethod(lambda items: {"images": torch.stack(items)})
+
+
+def single(name, encoder, *, images=1, size=4):
+    model = build(node_of(name, encoder)).train()
+    sampler = EpochBatches(images, batch_size=size, seed=0, shuffle=True)
+    dataset = Images(torch.rand(model.views, 1, 32, 32) for _ in range(images))
+    settings = TrainorSettings(optim_params={"lr": 1}, batch_size=size, epochs=1)
+    loader = SimpleNamespace(sampler=sampler, dataset=dataset)
+    preflight.refuse_single_images(model, loader, settings, None, contextlib.nullcontext)
+
+
+@pytest.mark.parametrize("name", ["SimCLR", "BarlowTwins", "VICReg"])
+def test_a_loss_that_compares_images_needs_two(name):
+    with pytest.raises(UserError, match="training split holds a single image.*compares"):
+        single(name, "no norm")
+    with pytest.raises(UserError, match="batch_size: 1 makes batches of a single image.*compares"):
+        single(name, "no norm", images=3, size=1)
+    single(name, "no norm", images=5, size=2)
+
+
+def test_one_image_does_where_nothing_is_compared_or_normalised():
+    single("BYOL", "no norm")
+    with pytest.raises(UserError, match="holds a single image.*batch norm needs .*more images"):
+        single("BYOL", "batch norm")
 
 
 # ---------------------------------------------------------------- what comes after the end
@@ -171,14 +207,17 @@ def test_what_a_metric_lacks(name, labels, patients, told, capsys):
     validator = SimpleNamespace(
         names=[name], loaders={"validate": SimpleNamespace(dataset=validate)}
     )
-    preflight.refuse_undefined(validator, "validation_loss", train_set)
+    preflight.refuse_undefined(validator, {"trainor.early_stop_metric": "loss"}, train_set)
     warned = capsys.readouterr().err
     assert told.replace("\\", "") in warned if told else not warned
-    if told:
-        with pytest.raises(UserError, match=f"since split 'validate' .*{told}.*=validation_loss"):
-            preflight.refuse_undefined(validator, name, train_set)
-    else:
-        preflight.refuse_undefined(validator, name, train_set)
+    for key in ("trainor.early_stop_metric", "sweep.metric"):
+        if not told:
+            preflight.refuse_undefined(validator, {key: name}, train_set)
+            continue
+        with pytest.raises(
+            UserError, match=rf"{key}: .*'validate' .*{told}.*{key}=validation_loss"
+        ):
+            preflight.refuse_undefined(validator, {key: name}, train_set)
 
 
 def test_what_learns_labels_needs_two_classes_in_train():
@@ -186,7 +225,7 @@ def test_what_learns_labels_needs_two_classes_in_train():
         names=["probe"], loaders={"validate": SimpleNamespace(dataset=Split([0, 1, 1]))}
     )
     with pytest.raises(UserError, match="split 'train' shows one class only"):
-        preflight.refuse_undefined(validator, "probe", Split([2, 2, 2]))
+        preflight.refuse_undefined(validator, {"sweep.metric": "probe"}, Split([2, 2, 2]))
 
 
 def one_class(phantom, folder):

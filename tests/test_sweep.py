@@ -272,7 +272,7 @@ def test_a_config_without_or_with_a_sweep(tiny, capsys):
 REAL = [
     "space={trainor.optim_params.lr: {low: 1e-4, high: 1e-2, log: true}, trainor: {choices: "
     "{a: {lr_decay: constant}, b: {lr_decay: multiplicative, lr_decay_params: {gamma: 0.5}}}}}",
-    *("sweep.trials=2", "sweep.metric=knn", "trainor.max_steps=4", "trainor.epochs=4"),
+    *("sweep.trials=2", "sweep.metric=top1", "trainor.max_steps=4", "trainor.epochs=4"),
     *("trainor.lr_decay_params=null", "trainor.save_every=1", "model.cnn.backbone=test_resnet"),
 ]
 
@@ -287,11 +287,11 @@ def test_a_sweep_is_trained_and_told(tiny, tmp_path, capsys):
     assert [(row["trial"], row["state"]) for row in rows] == [("0", "finished"), ("1", "finished")]
     assert (folder / "sweep.png").stat().st_size > 10_000
     told = json.loads((folder / "sweep.json").read_text())
-    assert told["metric"] == "knn" and told["lower_is_better"] is False
+    assert told["metric"] == "top1" and told["lower_is_better"] is False
     for trial in told["trials"]:
         for seed, value in trial["values"].items():
             log = read_log(folder / f"trial-{trial['trial']}/log_{seed}.jsonl")
-            assert value == max(r["scores"]["knn"] for r in log if r["kind"] == "eval")
+            assert value == max(r["scores"]["top1"] for r in log if r["kind"] == "eval")
         assert trial["value"] == pytest.approx(np.mean(list(trial["values"].values())))
         assert trial["sd"] == pytest.approx(np.std(list(trial["values"].values()), ddof=1))
     best = max(told["trials"], key=lambda trial: trial["value"])

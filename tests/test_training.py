@@ -137,7 +137,7 @@ def test_epochs_mean_epochs_and_files_are_named(tiny):
 
 def test_early_stop_counts_evaluations_without_improvement(tiny):
     still = ["trainor.optimizer=SGD", "trainor.optim_params={lr: 1.0e-12}"]
-    metric = ["validator.metrics=[knn]", "trainor.early_stop_metric=knn", "trainor.early_stop=2"]
+    metric = ["validator.metrics=[top1]", "trainor.early_stop_metric=top1", "trainor.early_stop=2"]
     folder = run(
         tiny,
         "early",
@@ -223,7 +223,7 @@ def test_resuming_takes_the_arguments_of_the_config_and_refuses_another_optimize
 
 
 @pytest.mark.parametrize(
-    "change", ["trainor.batch_size=8", "trainor.grad_accu=2", "trainor.early_stop_metric=knn"]
+    "change", ["trainor.batch_size=8", "trainor.grad_accu=2", "trainor.early_stop_metric=top1"]
 )
 def test_resuming_refuses_what_its_state_depends_on(tiny, change):
     run(tiny, "settings")

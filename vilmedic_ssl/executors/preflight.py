@@ -71,15 +71,17 @@ def _single(
     )
 
 
-def refuse_undefined(validator: Validator, steering: str, train: MedicalDataset) -> None:
-    """A metric that no model can move: of the steering one this is the end, of others a warning.
+def refuse_undefined(
+    validator: Validator, steering: Mapping[str, str | None], train: MedicalDataset
+) -> None:
+    """A metric that no model can move: of a steering one this is the end, of others a warning.
 
     Args:
-        steering: `trainor.early_stop_metric`.
+        steering: the keys that name a metric to choose by, and which.
         train: the training split, from which the online probe and classifiers learn.
 
     Raises:
-        UserError: the steering metric is undefined, or the same for every model.
+        UserError: a steering metric is undefined, or the same for every model.
     """
     for name in validator.names:
         metric = METRICS[name]
@@ -90,12 +92,12 @@ def refuse_undefined(validator: Validator, steering: str, train: MedicalDataset)
             if not (problem := _undefined(name, dataset)):
                 continue
             told = f"{name} says nothing, since split {split!r} {problem}"
-            if name != steering:
+            key = next((key for key, chosen in steering.items() if chosen == name), None)
+            if key is None:
                 console.warn(f"validator.metrics: {told}")
                 continue
             raise UserError(
-                f"trainor.early_stop_metric: {told}; write "
-                "trainor.early_stop_metric=validation_loss, or divide the data by patient and "
+                f"{key}: {told}; write {key}=validation_loss, or divide the data by patient and "
                 "class, for example with `vilmedic-ssl split`"
             )
 
@@ -118,7 +120,7 @@ def _undefined(name: str, dataset: MedicalDataset) -> str:
     classes = np.unique(known)
     if len(classes) < 2:
         return f"shows one class only ({dataset.label_names[int(classes[0])]})"
-    if name == "knn" and not metrics.knn_defined(labels, groups=dataset.patients):
+    if name == "knn" and not metrics.knn_counted(labels, groups=dataset.patients).any():
         return "has no two classes with images of two patients each"
     return ""
 

@@ -91,7 +91,6 @@ class Trainor:
             settings, self.schedule_keys, epoch_steps=self.epoch_steps, total=self.total_steps
         )
         self.chunk = self._chunk()
-        preflight.refuse_undefined(validator, settings.early_stop_metric, loader.dataset)
         preflight.refuse_single_images(self.model, loader, settings, self.chunk, self.cast)
         self.monitor, self.meter = health.CollapseMonitor(), health.Meter()
         self.signals = Signals()

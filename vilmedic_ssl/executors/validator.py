@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vilmedic_ssl import console, dist
+from vilmedic_ssl import console, dist, metrics
 from vilmedic_ssl.data.loader import Loader
 from vilmedic_ssl.data.patients import count_unknown
 from vilmedic_ssl.errors import UserError
@@ -51,7 +51,14 @@ class Validator:
                     "or from dataset.label"
                 )
             if "knn" in names:
-                console.say(f"{split}: {neighbours_left_out(loader.dataset.patients)}")
+                told = neighbours_left_out(loader.dataset.patients)
+                counted = metrics.knn_counted(labels, groups=loader.dataset.patients)
+                if not counted.all():
+                    told += (
+                        f"; {int((~counted).sum()):,} of {len(counted):,} images, without a label "
+                        "or of a class that no other patient has, do not count"
+                    )
+                console.say(f"{split}: {told}")
 
     @torch.no_grad()
     def __call__(

@@ -111,7 +111,8 @@ def _train(
     start = {"ckpt": "last"} if again else {"overwrite": True}
     audit = trial.number == 0 or any(key.startswith(DATA) for key in plan.settings.space)
     try:
-        train(plan.config({**trial.parameters, **place, **start}), audit=audit)
+        config = plan.config({**trial.parameters, **place, **start})
+        train(config, audit=audit, sweep_metric=metric)
     except Diverged as error:
         return None, str(error)
     except torch.OutOfMemoryError as error:

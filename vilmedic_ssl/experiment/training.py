@@ -46,13 +46,20 @@ if TYPE_CHECKING:
     Origin = Start | Teacher | VAEFile
 
 
-def train(config: Mapping[str, Any], *, audit: bool = True, rehearse: bool = False) -> Path:
+def train(
+    config: Mapping[str, Any],
+    *,
+    audit: bool = True,
+    rehearse: bool = False,
+    sweep_metric: str | None = None,
+) -> Path:
     """Train what a config describes, from scratch or from its `ckpt`; returns the run folder. A
     config with a `flow` has all its stages trained and compared.
 
     Args:
         audit: false = the caller has audited this data.
         rehearse: true = do all but the steps, and save the weights that they would begin with.
+        sweep_metric: of the sweep that this is a trial of.
 
     Raises:
         UserError: wrong config, data or checkpoint; another process is at work on the run.
@@ -77,7 +84,9 @@ def train(config: Mapping[str, Any], *, audit: bool = True, rehearse: bool = Fal
     run = Run(experiment.folder, _seed(experiment))
     with run.owned("trained"):
         experiment = replace(experiment, seed=run.seed)
-        return _train(experiment, node, run, device, audit=audit, rehearse=rehearse)
+        return _train(
+            experiment, node, run, device, audit=audit, rehearse=rehearse, sweep_metric=sweep_metric
+        )
 
 
 def _seed(experiment: Experiment) -> int:
@@ -98,6 +107,7 @@ def _train(
     *,
     audit: bool,
     rehearse: bool,
+    sweep_metric: str | None,
 ) -> Path:
     """`train`, in a run folder that nobody else writes."""
     from vilmedic_ssl import dist
@@ -105,6 +115,7 @@ def _train(
     from vilmedic_ssl.data.tokenizers import as_data
     from vilmedic_ssl.executors import checkpoint
     from vilmedic_ssl.executors.monitors import check_metrics, check_pairs, check_scores
+    from vilmedic_ssl.executors.preflight import refuse_undefined
     from vilmedic_ssl.executors.reconstructions import Gallery
     from vilmedic_ssl.executors.trainor import Trainor
     from vilmedic_ssl.executors.validator import Validator
@@ -171,6 +182,11 @@ def _train(
     if frozen := describe(model, model.parts()):
         console.say(frozen)
     validator = Validator(scored, metrics, device)
+    steering = {
+        "sweep.metric": sweep_metric,
+        "trainor.early_stop_metric": settings.early_stop_metric,
+    }
+    refuse_undefined(validator, steering, train_set)
     gallery = None
     if number := experiment.validator.reconstructions:
         shown = scored[experiment.validator.splits[0]].dataset

@@ -41,7 +41,7 @@ from vilmedic_ssl.metrics.health import (
     silhouette,
     uniformity,
 )
-from vilmedic_ssl.metrics.knn import knn, knn_accuracy, knn_defined, knn_scores
+from vilmedic_ssl.metrics.knn import knn, knn_accuracy, knn_counted, knn_scores
 from vilmedic_ssl.metrics.linear_head import linear_head
 from vilmedic_ssl.metrics.probe import LinearProbe, fit_probe, linear_probe
 from vilmedic_ssl.metrics.ranking import (
@@ -97,7 +97,7 @@ __all__ = [
     "grounding_cnr",
     "knn",
     "knn_accuracy",
-    "knn_defined",
+    "knn_counted",
     "knn_purity",
     "knn_purity_chance",
     "knn_scores",

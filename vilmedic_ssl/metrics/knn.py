@@ -78,14 +78,14 @@ def knn_accuracy(
         classes have two patients.
     """
     y_N, group_N = np.asarray(y), group_numbers(groups, rows=len(x))
-    if not knn_defined(y_N, groups=groups):
+    counts_N = knn_counted(y_N, groups=groups)
+    if not counts_N.any():
         return float("nan")
     known = y_N >= 0
     y_N, group_N, x_ND = y_N[known].astype(int), group_N[known], np.asarray(x)[known]
     rank_N, peers_N = _circle(y_N, group_N)
-    counts_N = peers_N > 1
     place_N = (rank_N + 0.5) / peers_N
-    asked = np.flatnonzero(counts_N)
+    asked = np.flatnonzero(counts_N[known])
     own = same_group(group_N[asked], group_N)
 
     def barred(part: slice) -> np.ndarray:
@@ -99,11 +99,13 @@ def knn_accuracy(
     return float((votes_MC.argmax(1) == y_N[asked]).mean())
 
 
-def knn_defined(y: Any, *, groups: Sequence[Any] | np.ndarray | None = None) -> bool:
-    """True where `knn_accuracy` is: two classes at least have two patients."""
+def knn_counted(y: Any, *, groups: Sequence[Any] | np.ndarray | None = None) -> np.ndarray:
+    """(N,) bool: the rows that `knn_accuracy` counts, those of a class that another patient has;
+    none where there are fewer than two such classes. Arguments as there.
+    """
     y_N, group_N = np.asarray(y), group_numbers(groups, rows=len(y))
-    several = [len(np.unique(group_N[y_N == c])) > 1 for c in np.unique(y_N[y_N >= 0])]
-    return sum(several) > 1
+    several = [c for c in np.unique(y_N[y_N >= 0]) if len(np.unique(group_N[y_N == c])) > 1]
+    return np.isin(y_N, several if len(several) > 1 else [])
 
 
 def _circle(y_N: np.ndarray, group_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
