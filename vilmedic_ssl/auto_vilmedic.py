@@ -14,6 +14,7 @@ from vilmedic_ssl import console
 from vilmedic_ssl.config import read_yaml
 from vilmedic_ssl.data.datasets.tok import ImageDataset
 from vilmedic_ssl.data.legacy_keys import modern, parse_size
+from vilmedic_ssl.data.lines import lines_of
 from vilmedic_ssl.data.presets import sides
 from vilmedic_ssl.data.texts import Texts, TextSettings
 from vilmedic_ssl.data.tokenizers import as_data, load_tokenizer, restore
@@ -175,7 +176,7 @@ def _vocabulary(node: Mapping[str, Any], folder: Path) -> list[str]:
         raise ConfigError(
             f"dataset.seq: there is neither a tokenizer nor the vocabulary {path.name} in {folder}"
         )
-    return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    return lines_of(path, "dataset.seq.vocab_file")
 
 
 def _word_tokenizer(words: list[str]) -> Any:
