@@ -118,7 +118,7 @@ def test_files_without_a_line_are_empty(tmp_path):
 
 
 def test_every_list_that_people_write_is_read(tmp_path):
-    """Tables, ids, class lists, vocabularies, split files, masks and YAML, as Notepad saves them."""
+    """Tables, ids, class lists, split files, masks and YAML, as Notepad saves them."""
     assert read_table(as_notepad(tmp_path / "m.csv", "path,split\na.png,train\n")) == [
         {"path": "a.png", "split": "train"}
     ]
