@@ -370,14 +370,10 @@ def test_folders_are_no_images(tmp_path):
 
 def test_absolute_paths_below_the_root(tmp_path):
     rows = [{"path": str(tmp_path / f"images/{i:02d}.png"), "split": "train"} for i in range(3)]
-    rows.append({"path": r"images\03.png", "split": "train"})
-    folder(tmp_path, "images/03.png")
     path = write(tmp_path / "m.csv", rows)
     for root in (None, "/", str(tmp_path)):
-        relative = rows if root != "/" else rows[:3]
-        path = write(tmp_path / "m.csv", relative)
         data = Manifest(Context("train"), manifest=path, root=root, transform=PLAIN)
-        assert data.ids == [row["path"] for row in relative]
+        assert data.ids == [row["path"] for row in rows]
         assert all(file.is_file() for file in data.files.paths)
     with pytest.raises(UserError, match="leads out of .*set the root to a folder that holds them"):
         Manifest(Context("train"), manifest=path, root=str(tmp_path / "other"))
