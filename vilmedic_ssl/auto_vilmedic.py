@@ -14,6 +14,7 @@ from vilmedic_ssl import console
 from vilmedic_ssl.config import read_yaml
 from vilmedic_ssl.data.datasets.tok import ImageDataset
 from vilmedic_ssl.data.legacy_keys import modern, parse_size
+from vilmedic_ssl.data.lines import lines_of
 from vilmedic_ssl.data.presets import sides
 from vilmedic_ssl.data.texts import Texts, TextSettings
 from vilmedic_ssl.data.tokenizers import as_data, load_tokenizer, restore
@@ -184,11 +185,10 @@ def _vocabulary(node: Mapping[str, Any], folder: Path) -> list[str]:
     name = node.get("vocab_file") or "vocab.src"
     try:
         path = Path(_inside(folder, name, "dataset.seq.vocab_file"))
-        return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except (Unobtainable, OSError, UnicodeDecodeError) as error:
+        return lines_of(path, "dataset.seq.vocab_file")
+    except (Unobtainable, OSError) as error:
         raise ConfigError(
-            f"dataset.seq: there is neither a tokenizer nor the vocabulary {name} as UTF-8 text "
-            f"in {folder}"
+            f"dataset.seq: there is neither a tokenizer nor the vocabulary {name} in {folder}"
         ) from error
 
 

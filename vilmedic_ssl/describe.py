@@ -58,7 +58,7 @@ def listing() -> str:
 @cache
 def _documents(path: Path) -> dict[str, str]:
     """Definition -> docstring of one source file."""
-    body = ast.parse(path.read_text(encoding="utf-8")).body
+    body = ast.parse(path.read_text(encoding="utf-8-sig")).body
     kinds = (ast.ClassDef, ast.FunctionDef)
     return {node.name: ast.get_docstring(node) or "" for node in body if isinstance(node, kinds)}
 

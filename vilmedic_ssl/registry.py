@@ -58,7 +58,7 @@ def index() -> dict[str, tuple[str, str, str]]:
     found = {}
     for folder in FOLDERS:
         for path in sorted((PACKAGE / folder).glob("*.py")):
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
             if "@proto" not in text:
                 continue
             module = "vilmedic_ssl." + ".".join(path.relative_to(PACKAGE).with_suffix("").parts)

@@ -18,6 +18,7 @@ import numpy as np
 from vilmedic_ssl.data.budget import Budget
 from vilmedic_ssl.data.budget_order import beginning, ordering, up_to
 from vilmedic_ssl.data.divide import Cohort, pool
+from vilmedic_ssl.data.lines import lines_of
 from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.registry import closest
 
@@ -226,10 +227,7 @@ def read_ids(path: str | Path, key: str = "budget.ids") -> list[str]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{key}: there is no {path}; write a text file with one sample id per line")
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{key}: {path} is not UTF-8 at byte {error.start}; save it so") from error
+    lines = [line.strip() for line in lines_of(path, key)]
     ids = [line for line in lines if line and not line.startswith("#")]
     if not ids:
         raise UserError(f"{key}: {path} names no sample; write one id per line")

@@ -133,7 +133,7 @@ def put_in_place(fresh: Path, root: Path, old: Path, stamp: dict[str, int]) -> N
 
 def read_stamp(root: Path) -> dict[str, int] | None:
     try:
-        return json.loads((root / STAMP).read_text())
+        return json.loads((root / STAMP).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError):
         return None
 

@@ -126,7 +126,7 @@ def read_splits(path: str | Path) -> SplitFile:
 @lru_cache(maxsize=4)  # a run asks once per split and use
 def _read(path: Path, mtime_ns: int, size: int) -> SplitFile:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
         if content["format"] != FORMAT:
             raise ValueError("another format")
         rows = [_row(*row) for row in content["rows"]]

@@ -26,7 +26,8 @@ def refuse_shares(groups: Sequence[str], fractions: Mapping[str, float]) -> None
         raise UserError(f"fractions {dict(fractions)}: write positive numbers that sum to 1")
     if (there := len(set(groups))) < len(fractions):
         raise UserError(
-            f"{there} patients cannot fill {len(fractions)} splits; add data or name fewer splits"
+            f"{there} patient{'s' * (there != 1)} cannot fill {len(fractions)} splits; add data or "
+            "name fewer splits"
         )
 
 

@@ -12,6 +12,7 @@ from vilmedic_ssl.data.stratify import stratify
 LOOKED = 64  # patients of either part that are tried for a swap
 NEAR = 0.01  # share of all images by which a part may miss its share without further ado
 MOVES = 1000
+STARTS, SMALL = 20, 50  # random divisions to start from, of so few patients, if a label is missing
 
 
 def spread(
@@ -26,14 +27,19 @@ def spread(
        the worst part of a division by size alone, gives or takes patients, as far as the labels
        that it needs allow. Each further move would then make sizes worse, so that without such
        labels no part misses its share by more than the largest patient has images.
+
+    With few patients random divisions are repaired too, while one lacks a label that it could have.
     """
-    home_G = stratify(counts_GL, sizes_G, shares_S, seed=seed)
-    parts = _Parts(home_G, counts_GL, sizes_G, shares_S)
-    parts.cover()
-    if parts.miss > max(NEAR * sizes_G.sum(), sizes_G.mean()):
-        plain_G = stratify(counts_GL[:, :0], sizes_G, shares_S, seed=seed)
-        least = _Parts(plain_G, counts_GL, sizes_G, shares_S).miss
-        parts.level(max(NEAR * sizes_G.sum(), sizes_G.mean(), least))
+    parts = _Parts(stratify(counts_GL, sizes_G, shares_S, seed=seed), counts_GL, sizes_G, shares_S)
+    parts.repair(seed)
+    random = np.random.default_rng(seed)
+    for _ in range(STARTS if len(sizes_G) <= SMALL else 0):
+        if not parts.uncovered:
+            break
+        home_G = random.permutation(np.arange(len(sizes_G)) % len(shares_S))
+        other = _Parts(home_G, counts_GL, sizes_G, shares_S)
+        other.repair(seed)
+        parts = other if other.uncovered < parts.uncovered else parts
     return parts.home_G
 
 
@@ -69,8 +75,22 @@ class _Parts:
         return np.asarray(self.n_SF[:, -1] - self.want_SF[:, -1])
 
     @property
+    def uncovered(self) -> int:
+        """Parts without a label that they need, over all labels."""
+        return int((self.patients_SL[:, self.needed_L] == 0).sum())
+
+    @property
     def miss(self) -> float:
         return float(np.abs(self.miss_S).max())
+
+    def repair(self, seed: int) -> None:
+        """The two repairs of `spread`."""
+        self.cover()
+        near = max(NEAR * self.c_GF[:, -1].sum(), self.c_GF[:, -1].mean())
+        if self.miss > near:
+            counts_GL, sizes_G = self.c_GF[:, :-1], self.c_GF[:, -1]
+            plain_G = stratify(counts_GL[:, :0], sizes_G, self.shares_S, seed=seed)
+            self.level(max(near, _Parts(plain_G, counts_GL, sizes_G, self.shares_S).miss))
 
     def cover(self) -> None:
         """Bring each label that is needed into each part, the rarest first, if it can be done."""

@@ -90,14 +90,16 @@ class ImageFolder(ImageRecords):
                 raise UserError(
                     f"dataset.classes: {root} has no class {name!r}; {closest(name, there)}"
                 )
+        whole = self._of_split(context.split, fractions)
         found = [
             image
-            for image in self._of_split(context.split, fractions)
+            for image in whole
             if not image.globs and (classes is None or image.label in classes)
         ]
         if not found:
+            why = f"exclude and classes leave none of {len(whole):,}" if whole else ""
             raise MissingSplit(
-                f"{root}: no image for split {context.split!r} ({', '.join(SUFFIXES)})"
+                f"{root}: no image for split {context.split!r} ({why or ', '.join(SUFFIXES)})"
             )
         self.ids = self._below([image.path for image in found])
         self.patients = patients_of(

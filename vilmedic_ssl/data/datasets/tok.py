@@ -10,6 +10,7 @@ import numpy as np
 from vilmedic_ssl.data.datasets.base import Context, ImageRecords, MedicalDataset
 from vilmedic_ssl.data.images import ImageFiles
 from vilmedic_ssl.data.legacy_keys import modern
+from vilmedic_ssl.data.lines import lines_of
 from vilmedic_ssl.data.paths import safe_join
 from vilmedic_ssl.data.patients import patients_of
 from vilmedic_ssl.data.transforms import Transform
@@ -19,26 +20,28 @@ from vilmedic_ssl.registry import proto
 SPLITS = ("train", "validate", "test")
 
 
-def read_lines(root: str, split: str, file: str) -> list[str]:
-    """The lines of `<root>/<split>.<file>`, UTF-8, blank ones kept.
+def read_lines(root: str, split: str, file: str, *, blank: bool = False) -> list[str]:
+    """The lines of `<root>/<split>.<file>`, as `lines_of` reads them.
+
+    Args:
+        blank: keep blank lines at the end, which can be empty reports; elsewhere they are kept
+            anyway, so that line n of each file stays the same sample.
 
     Raises:
         MissingSplit: no such file; the sentence lists the splits there are.
-        UserError: empty, or not UTF-8.
+        UserError: empty, not UTF-8, or with lone carriage returns.
     """
     path = Path(root) / f"{split}.{file}"
     if not path.is_file():
         there = sorted(p.name.removesuffix(f".{file}") for p in Path(root).glob(f"*.{file}"))
         hint = f"splits there: {', '.join(there)}" if there else "set dataset root and file"
         raise MissingSplit(f"there is no {path}; {hint}")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
-    lines = text.removesuffix("\n").split("\n") if text else []
+    lines = lines_of(path)
+    while lines and not blank and not lines[-1].strip():
+        lines.pop()
     if not lines:
         raise UserError(f"{path} is empty; write one line per sample, or leave the split out")
-    return [line.rstrip("\r") for line in lines]
+    return lines
 
 
 def same_length(split: str, **parts: MedicalDataset) -> None:
@@ -172,10 +175,17 @@ class TextDataset(MedicalDataset):
         mirror: float = 0.0,
     ):
         self.split, self.texts = context.split, context.texts
-        self.reports = [" ".join(line.split()) for line in read_lines(root, context.split, file)]
+        lines = read_lines(root, context.split, file, blank=True)
+        self.reports = [" ".join(line.split()) for line in lines]
         self.ids = [f"{context.split}:{i}" for i in range(len(self.reports))]
         if self.texts is not None:
             self.said = self.texts.prepare_all(self.reports, self.split)
+
+    def cut(self, count: int) -> None:
+        """Take blank lines behind the first `count` for the end of the file, not for reports."""
+        if not any(self.reports[count:]):
+            self.reports, self.ids = self.reports[:count], self.ids[:count]
+            self.said = self.said and self.said[:count]
 
     def item(self, index: int, seed: int) -> dict[str, Any]:
         return {"text": (self.said or self.reports)[index]}
@@ -233,9 +243,14 @@ def _if_there(root: str, split: str, file: str) -> list[str]:
 
 
 def _fixed(label_file: str) -> list[str]:
-    if not Path(label_file).is_file():
-        raise UserError(f"dataset.label.label_file: there is no {label_file}")
-    return [n for n in Path(label_file).read_text(encoding="utf-8").splitlines() if n.strip()]
+    path, key = Path(label_file), "dataset.label.label_file"
+    if not path.is_file():
+        raise UserError(f"{key}: there is no {label_file}")
+    names = [line.strip() for line in lines_of(path, key) if line.strip()]
+    if len(set(names)) < len(names):
+        twice = max(names, key=names.count)
+        raise UserError(f"{key}: {label_file} names {twice!r} twice; keep one")
+    return names
 
 
 class _Paired(ImageRecords):
@@ -244,12 +259,14 @@ class _Paired(ImageRecords):
     def __init__(self, *, image: ImageDataset, **others: MedicalDataset):
         parts = {"image": image, **others}
         self.parts: list[MedicalDataset] = list(parts.values())
+        text = next((part for part in self.parts if isinstance(part, TextDataset)), None)
+        if text is not None:
+            text.cut(len(image))
         same_length(image.split, **parts)
         self.split, self.ids, self.patients = image.split, image.ids, image.patients
         for part in self.parts:
             if part.labels is not None:
                 self.labels, self.label_names = part.labels, part.label_names
-        text = next((part for part in self.parts if isinstance(part, TextDataset)), None)
         if text is not None:
             self.reports, self.said, self.texts = text.reports, text.said, text.texts
         self.files, self.augment = image.files, image.augment

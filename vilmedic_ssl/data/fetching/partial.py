@@ -27,7 +27,7 @@ class Partial:
     def __post_init__(self) -> None:
         self.notes = self.path.with_name(f"{self.path.name}.json")
         with suppress(OSError, ValueError, AttributeError):
-            noted = json.loads(self.notes.read_text(encoding="utf-8"))
+            noted = json.loads(self.notes.read_text(encoding="utf-8-sig"))
             self.origin, self.validator = str(noted.get("url")), str(noted.get("validator"))
 
     def size(self) -> int:

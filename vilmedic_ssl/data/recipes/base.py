@@ -126,7 +126,7 @@ class Built(Recipe):
     def is_complete(self, folder: Path) -> bool:
         """True when the stamp names this recipe and its archives, and all images are there."""
         try:
-            stamp = json.loads((folder / STAMP).read_text())
+            stamp = json.loads((folder / STAMP).read_text(encoding="utf-8-sig"))
         except (OSError, ValueError):
             return False
         return stamp == self._stamp(len(list((folder / self.pictures).glob("*.png"))))
