@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -184,7 +185,8 @@ def train(config: Mapping[str, Any], *, audit: bool = True, rehearse: bool = Fal
         return run.folder
     trainor.fit()
     dist.gather_objects(None)  # none leaves while another still talks to it
-    console.say(f"done: {run.folder}; score it with vilmedic-ssl ensemble {run.config_file}")
+    scored_by = shlex.join(["vilmedic-ssl", "ensemble", str(run.config_file)])
+    console.say(f"done: {run.folder}; score it with {scored_by}")
     return run.folder
 
 

@@ -201,6 +201,6 @@ def _create(config: dict[str, Any], weights: str | None) -> nn.Module:
 def _unobtainable(proto: str) -> Unobtainable:
     return Unobtainable(
         f"model.encoder.proto: {proto!r} is no transformers folder and cannot be fetched here; "
-        "write the path of one (`python data/download.py minilm` makes data/minilm), or null for "
+        "write the path of one (`vilmedic-ssl download minilm` makes data/minilm), or null for "
         "a new encoder"
     )
