@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from vilmedic_ssl.data.texts import Texts
     from vilmedic_ssl.executors.dalle_files import VAEFile
     from vilmedic_ssl.executors.init_weights import Start
+    from vilmedic_ssl.executors.trainor import Trainor
     from vilmedic_ssl.models.base import PretrainingModel
 
     Origin = Start | Teacher | VAEFile
@@ -181,6 +182,7 @@ def train(config: Mapping[str, Any], *, audit: bool = True, rehearse: bool = Fal
         dist.on_main(lambda: start.write(run.init_file))
     run.save_config(kept)
     if rehearse:
+        _try(trainor, train_set)
         trainor.save()
         return run.folder
     trainor.fit()
@@ -188,6 +190,28 @@ def train(config: Mapping[str, Any], *, audit: bool = True, rehearse: bool = Fal
     scored_by = shlex.join(["vilmedic-ssl", "ensemble", str(run.config_file)])
     console.say(f"done: {run.folder}; score it with {scored_by}")
     return run.folder
+
+
+def _try(trainor: Trainor, dataset: MedicalDataset) -> None:
+    """Two images through the network, which is put into evaluation.
+
+    Raises:
+        UserError: it cannot take them.
+    """
+    import torch
+
+    from vilmedic_ssl.executors.validator import to_device
+
+    few = dataset.collate([dataset[i, i] for i in range(min(2, len(dataset)))])
+    trainor.model.eval()
+    try:
+        with torch.no_grad(), trainor.cast():
+            trainor.model(**to_device(few, trainor.device), rows_only=True)
+    except RuntimeError as error:
+        raise UserError(
+            f"the network cannot take these images ({str(error).splitlines()[0]}); change `model` "
+            "or the sizes and channels in `dataset`"
+        ) from error
 
 
 def _start(model: PretrainingModel, node: Mapping[str, Any]) -> Start | None:
