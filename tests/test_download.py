@@ -195,7 +195,7 @@ def test_data_with_an_agreement(recipe, tmp_path: Path, capsys) -> None:
     told = capsys.readouterr().err
     for word in (recipe.name, "https://", "data/", "{train" if "tok" in recipe.layout else "files"):
         assert word in told
-    config = next(word for word in recipe.then.split() if word.endswith(".yml"))
+    config = next(word for word in recipe.then if word.endswith(".yml"))
     assert (REPOSITORY / config).is_file()
     folder = recipe.folder(root)
     for n, pattern in enumerate(recipe.needs):

@@ -333,6 +333,7 @@ UNFIT = {
     "flow.stages.supervised.model.classes=3": "supervised, .*model.classes: 3",
     "flow.stages.supervised.model.task=findings": "supervised, .*model.task",
     "flow.stages.supervised.init_from=nowhere.pth": "supervised, .*nowhere.pth",
+    "flow.stages.pretrain.dataset.transform.channels=rgb": "pretrain, .*images have 3 channels",
     "flow.stages.linear.dataset.label=view": "linear: scored on other images or labels",
     "ckpt_dir=file/x": "cannot write to file/x",
 }

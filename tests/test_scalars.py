@@ -88,7 +88,7 @@ def test_sweeps_vary_what_was_typed(word, tmp_path):
     trial = plan.config(chosen)["dataset"]
     assert trial["root"] == trial["patient_pattern"] == word and trial["classes"] == [word]
     printed = shlex.split(plan.command(chosen))  # the remedy can be pasted
-    assert printed[:2] == ["python", "bin/train.py"]
+    assert printed[:2] == ["vilmedic-ssl", "train"]
     pasted = load_config(printed[2], printed[3:])
     assert pasted.dataset.root == word and pasted.dataset.classes == [word]
 

@@ -296,7 +296,7 @@ def test_a_sweep_is_trained_and_told(tiny, tmp_path, capsys):
         assert trial["sd"] == pytest.approx(np.std(list(trial["values"].values()), ddof=1))
     best = max(told["trials"], key=lambda trial: trial["value"])
     command = shlex.split(out[-1])
-    assert command[:3] == ["python", "bin/train.py", CONFIG] and "sweep=null" in command
+    assert command[:3] == ["vilmedic-ssl", "train", CONFIG] and "sweep=null" in command
     config = load_config(CONFIG, command[3:])
     assert config.trainor.optim_params.lr == best["parameters"][RATE]
     assert config.name == "whole-best" and config.sweep is None

@@ -65,7 +65,12 @@ def inspect(settings: FlowSettings, shared: Mapping[str, Any], folder: Path) -> 
                     raise
                 raise type(error)(f"flow.stages.{name}: {error}") from error
         of_stage[name] = known[key]
-        _refuse_unfit(name, stage, settings, config, known[key])
+        try:
+            _refuse_unfit(name, stage, settings, config, known[key])
+        except UserError as error:
+            if str(error).startswith("flow."):
+                raise
+            raise type(error)(f"flow.stages.{name}: {error}") from error
         before = stage.after
         while stage.judged_by and before is not None:
             if of_stage[before] is not known[key]:

@@ -69,7 +69,7 @@ class Plan:
         own = ("space=", "sweep.", "sweep=", "name=")
         given = [text for text in self.overrides if not text.startswith(own)]
         words = [*given, "sweep=null", *words_of(parameters), f"name={self.experiment.name}-best"]
-        return shlex.join(["python", "bin/train.py", str(self.path), *words])
+        return shlex.join(["vilmedic-ssl", "train", str(self.path), *words])
 
 
 def sweep(path: str | Path, overrides: Sequence[str] = ()) -> Path:

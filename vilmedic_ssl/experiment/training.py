@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from vilmedic_ssl.executors.dalle_files import VAEFile
     from vilmedic_ssl.executors.init_weights import Start
     from vilmedic_ssl.executors.run import Run
+    from vilmedic_ssl.executors.trainor import Trainor
     from vilmedic_ssl.models.base import PretrainingModel
 
     Origin = Start | Teacher | VAEFile
@@ -225,11 +227,12 @@ def _train(
         dist.on_main(lambda: start.write(run.init_file))
     run.save_config(kept)
     if rehearse:
+        _try(trainor, train_set)
         trainor.save()
         return run.folder
     trainor.fit()
     dist.gather_objects(None)  # none leaves while another still talks to it
-    command = f"vilmedic-ssl ensemble {run.config_file}"
+    command = shlex.join(["vilmedic-ssl", "ensemble", str(run.config_file)])
     if checkpoint.best_files(run.folder, run.seed):
         console.say(f"done: {run.folder}; score it with {command}")
     else:
@@ -238,6 +241,28 @@ def _train(
             f"{settings.early_stop_metric}; score the last one with {command} ckpt=last"
         )
     return run.folder
+
+
+def _try(trainor: Trainor, dataset: MedicalDataset) -> None:
+    """Two images through the network, which is put into evaluation.
+
+    Raises:
+        UserError: it cannot take them.
+    """
+    import torch
+
+    from vilmedic_ssl.executors.validator import to_device
+
+    few = dataset.collate([dataset[i, i] for i in range(min(2, len(dataset)))])
+    trainor.model.eval()
+    try:
+        with torch.no_grad(), trainor.cast():
+            trainor.model(**to_device(few, trainor.device), rows_only=True)
+    except RuntimeError as error:
+        raise UserError(
+            f"the network cannot take these images ({str(error).splitlines()[0]}); change `model` "
+            "or the sizes and channels in `dataset`"
+        ) from error
 
 
 def _start(model: PretrainingModel, node: Mapping[str, Any]) -> Start | None:

@@ -64,7 +64,7 @@ def unobtainable(name: str) -> Unobtainable:
     """What to say where a folder or hub name cannot be had."""
     return Unobtainable(
         f"model.encoder.proto: {name!r} is no transformers folder and cannot be fetched here; "
-        "write the path of one (`python data/download.py minilm` makes data/minilm), or null for "
+        "write the path of one (`vilmedic-ssl download minilm` makes data/minilm), or null for "
         "a new encoder"
     )
 

@@ -29,7 +29,7 @@ class MedMNIST(ImageRecords):
     Attributes:
         name: the set, for example pneumoniamnist.
         size: side of the pictures, which chooses the file.
-        root: folder of the npz files, as `data/download.py medmnist-NAME` makes it.
+        root: folder of the npz files, as `vilmedic-ssl download medmnist-NAME` makes it.
         transform: how pictures become tensors.
     """
 
@@ -50,7 +50,7 @@ class MedMNIST(ImageRecords):
         self.file = Path(root) / self.set.file(size)
         if not self.file.is_file():
             raise UserError(
-                f"dataset.root: there is no {self.file}; write `python data/download.py "
+                f"dataset.root: there is no {self.file}; write `vilmedic-ssl download "
                 f"{self.set.recipe(size).name}`, or the folder that holds it"
             )
         pack, theirs = Npz(self.file), THEIRS[context.split]

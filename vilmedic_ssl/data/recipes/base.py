@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -175,25 +176,29 @@ class Elsewhere(Recipe):
         was: what the name stood for.
         now: where the data is today, and the steps to get it.
         layout: which files are expected below the root.
-        then: the command that uses them.
+        then: the words of the command that uses them; paths in it begin with data/.
     """
 
     needs: tuple[str, ...]
     was: str
     now: str
     layout: str
-    then: str
+    then: tuple[str, ...]
+
+    def command(self, root: Path) -> str:
+        """`then` as a line for the shell, for data below `root`."""
+        return shlex.join(word.replace("=data/", f"={root}/") for word in self.then)
 
     def make(self, root: Path) -> Path:
         folder = self.folder(root)
         missing = [pattern for pattern in self.needs if not next(folder.glob(pattern), None)]
         if not missing:
-            console.say(f"{self.name}: ready in {folder}; {self.then}")
+            console.say(f"{self.name}: ready in {folder}; {self.command(root)}")
             return folder
         some = f" (there, but incomplete: {', '.join(missing)})" if folder.exists() else ""
         raise UserError(
             f"{self.name} is not fetched{some}: {self.was}\n"
             f"  get it   {self.now}\n"
             f"  layout   {self.layout.replace('data/', f'{root}/')}\n"
-            f"  then     {self.then}"
+            f"  then     {self.command(root)}"
         )

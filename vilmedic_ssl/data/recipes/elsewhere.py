@@ -9,7 +9,8 @@ from __future__ import annotations
 from vilmedic_ssl.data.recipes.base import Elsewhere
 
 SPLITS = ("train", "validate", "test")
-RUN = "python bin/train.py config/SELFSUP/simclr-mimic.yml"
+RUN = ("vilmedic-ssl", "train", "config/SELFSUP/simclr-mimic.yml")
+FILMS = "dataset.image_path=data/images/"
 PHYSIONET = (
     "PhysioNet account; credentialing (https://physionet.org/settings/credentialing/) with the "
     "CITI course Data or Specimens Only Research; sign the agreement on the page of the data"
@@ -33,8 +34,8 @@ ELSEWHERE = (
         now=f"{PHYSIONET}, https://physionet.org/content/mimic-cxr-jpg/; then `wget -r -N -c -np "
         "--user NAME --ask-password https://physionet.org/files/mimic-cxr-jpg/2.1.0/`",
         layout="data/images/mimic-cxr-images-512/files/p10/p10000032/s50414267/DICOM_ID.jpg; short "
-        "side 512 is enough, larger is only slower",
-        then=f"{RUN} (its list of images: SELFSUP)",
+        "side 512 is enough, larger is only slower; the lists of images are those of SELFSUP",
+        then=(*RUN, "dataset.root=data/SELFSUP/mimic-cxr/", FILMS),
     ),
     Elsewhere(
         name="SELFSUP",
@@ -47,10 +48,10 @@ ELSEWHERE = (
         "cloud drive, with credentialed text.",
         now=f"{PHYSIONET}, https://physionet.org/content/mimic-cxr/ for mimic-cxr-reports.zip and "
         "https://physionet.org/content/mimic-cxr-jpg/ for mimic-cxr-2.0.0-split.csv.gz; for "
-        "Indiana, which is open, `python data/download.py indiana-images-512`",
+        "Indiana, which is open, `vilmedic-ssl download indiana-images-512`",
         layout="data/SELFSUP/mimic-cxr/{train,validate,test}.{image,report,label}.tok, line n of "
         "each the same sample, images relative to data/images; label.tok only for scores",
-        then=RUN,
+        then=(*RUN, "dataset.root=data/SELFSUP/mimic-cxr/", FILMS),
     ),
     Elsewhere(
         name="CLIP",
@@ -64,7 +65,7 @@ ELSEWHERE = (
         now=f"{PHYSIONET}, https://physionet.org/content/mimic-cxr/ for mimic-cxr-reports.zip",
         layout="data/CLIP/mimic-cxr/{train,validate,test}.{image,impression}.tok, line n of each "
         "the same sample, images relative to data/images",
-        then=f"{RUN} dataset.root=data/CLIP/mimic-cxr",
+        then=(*RUN, "dataset.root=data/CLIP/mimic-cxr/", FILMS),
     ),
     Elsewhere(
         name="padchest-images-512",
@@ -79,6 +80,11 @@ ELSEWHERE = (
         "PNG, 1 TB, and PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv",
         layout="data/images/padchest-images-512/IMAGE_ID.png, 16 bits are fine, short side 512 is "
         "enough; data/SELFSUP/padchest/all/{train,validate,test}.{image,report}.tok",
-        then=f"{RUN} dataset.root=data/SELFSUP/padchest/all",
+        then=(
+            *(*RUN[:2], "config/SELFSUP/convirt-padchest.yml"),
+            "dataset.image.root=data/SELFSUP/padchest/all/",
+            "dataset.image.image_path=data/images/",
+            "dataset.seq.root=data/SELFSUP/padchest/all/",
+        ),
     ),
 )

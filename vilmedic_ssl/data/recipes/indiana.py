@@ -33,7 +33,7 @@ Same text {findings}
           is the share of exact pairs the best possible retrieval could put first.
 Split     one study per patient as far as the data tells; drawn by patient from a fixed seed,
           70 / 10 / 20 %. There is no official split, and equal texts lie on both sides of it.
-Images    named in the column `images`; `python data/download.py indiana-images-512` fetches them
+Images    named in the column `images`; `vilmedic-ssl download indiana-images-512` fetches them
           (NLMCXR_png.tgz from openi.nlm.nih.gov) and writes a manifest of images and reports.
 
 reports.csv    patient, study, split, report, findings, impression, indication, comparison, mesh
