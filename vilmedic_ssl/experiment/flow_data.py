@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from vilmedic_ssl import console
 from vilmedic_ssl.config import digest
-from vilmedic_ssl.errors import ConfigError, MissingSplit
+from vilmedic_ssl.errors import ConfigError, Leak, MissingSplit
 from vilmedic_ssl.executors.flow import FlowSettings, Stage, config_of
-from vilmedic_ssl.experiment.audit import audit_before, findings_of, refuse
+from vilmedic_ssl.experiment.audit import audit_before, findings_of, refusal
 from vilmedic_ssl.experiment.data import dataset_of
 from vilmedic_ssl.experiment.flow_config import ANY, checked_stage
 from vilmedic_ssl.experiment.settings import Experiment, typed
@@ -62,7 +62,7 @@ def inspect(settings: FlowSettings, shared: Mapping[str, Any], folder: Path) -> 
         before = stage.after
         while stage.judged_by and before is not None:
             if of_stage[before] is not known[key]:
-                _refuse_shared(before, of_stage[before], known[key], settings.split)
+                _refuse_shared(before, of_stage[before], known[key], settings.split, folder)
             before = settings.stages[before].after
     return {name: data.hash for name, data in of_stage.items()}
 
@@ -80,7 +80,7 @@ def _read(node: dict[str, Any], folder: Path, split: str) -> Data:
     return Data(experiment, node, splits, digest(prints))
 
 
-def _refuse_shared(name: str, before: Data, judged: Data, split: str) -> None:
+def _refuse_shared(name: str, before: Data, judged: Data, split: str, folder: Path) -> None:
     """Raises:
     Leak: the stage `name` is trained on patients or images of the split that is reported.
     """
@@ -93,7 +93,10 @@ def _refuse_shared(name: str, before: Data, judged: Data, split: str) -> None:
         from_dataset(before.splits["train"], source=1, prefix=f"{name}:"),
         from_dataset(judged.splits[split]),
     ]
-    refuse(findings_of(parts, audit, judged.experiment.workers, judged.node), config="")
+    found = findings_of(parts, audit, judged.experiment.workers, judged.node)
+    told = refusal(found, parts, {}, audit, config="", folder=folder)
+    if told:
+        raise Leak(told)
 
 
 def _refuse_unfit(

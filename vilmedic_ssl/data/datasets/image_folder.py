@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fnmatch
 from pathlib import Path
 
 import numpy as np
 
 from vilmedic_ssl.data.datasets.base import Context, ImageRecords, patients_of
+from vilmedic_ssl.data.exclude import matching, refuse_idle
 from vilmedic_ssl.data.images import SUFFIXES, ImageFiles
 from vilmedic_ssl.data.splits import FRACTIONS, TEST, TRAIN, VALIDATE, assign
 from vilmedic_ssl.data.transforms import Transform
@@ -33,7 +33,8 @@ class ImageFolder(ImageRecords):
         root: the folder.
         patient_pattern: regular expression on the file name; its group (or the whole match) is
             the patient, for example `person(\\d+)_`. null: every image is its own patient.
-        exclude: globs on the path below root, for example `*/masks/*`; each must match something.
+        exclude: globs on the path below root, for example `*/masks/*`, or `file:LIST`, a text file
+            with one such path a line, taken as it is; each must match something.
         classes: the class folders to use; null = all.
         fractions: share of train, validate and test where the splits are made.
         transform: how files become tensors.
@@ -65,7 +66,7 @@ class ImageFolder(ImageRecords):
                     f"dataset.classes: {root} has no class {name!r}; {closest(name, there)}"
                 )
         found = self._of_split(context.split)
-        self._refuse_idle_globs()
+        refuse_idle(self.exclude, self.excluding, self._below, f"below {root}")
         if not found:
             raise MissingSplit(
                 f"{root}: no image for split {context.split!r} ({', '.join(SUFFIXES)})"
@@ -117,23 +118,14 @@ class ImageFolder(ImageRecords):
                 part.startswith(".") for part in below.parts
             ):
                 continue
-            if globs := _matching(path.relative_to(self.root), self.exclude):
+            if globs := matching(path.relative_to(self.root).as_posix(), self.exclude):
                 self.excluding.update(globs)
                 continue
             found.append((path, below.parts[0] if len(below.parts) > 1 else ""))
         return found
 
-    def _refuse_idle_globs(self) -> None:
-        idle = [glob for glob in self.exclude if glob not in self.excluding]
-        below = [path.relative_to(self.root) for path in self.root.rglob("*")] if idle else []
-        for glob in idle:
-            if not any(_matching(path, [glob]) for path in below):
-                hint = "correct it, or leave it out"
-                if "*" not in glob:
-                    hint = f"write \"dataset.exclude=['*{glob}']\" for every path that ends so"
-                raise UserError(
-                    f"dataset.exclude: {glob!r} matches no path below {self.root}; {hint}"
-                )
+    def _below(self) -> list[str]:
+        return [path.relative_to(self.root).as_posix() for path in self.root.rglob("*")]
 
     def _of_split(self, split: str) -> list[tuple[Path, str]]:
         if self._folder(TRAIN) is None:
@@ -159,8 +151,3 @@ class ImageFolder(ImageRecords):
             return []
         homes = assign(self._patients(found), fractions=shares, seed=0)
         return [entry for entry, home in zip(found, homes, strict=True) if home == split]
-
-
-def _matching(path: Path, globs: list[str]) -> list[str]:
-    """The globs that a path below the root matches."""
-    return [glob for glob in globs if fnmatch.fnmatch(path.as_posix(), glob)]
