@@ -154,19 +154,20 @@ def column(manifest: Path) -> list[str]:
     return [*cells, str(len(copies(train, test, distance=DISTANCE)))]
 
 
-def slices(file: Path, axis: int) -> list[tuple[float, np.ndarray]]:
-    """(position in mm, picture) of a volume, every STEP mm, where a tenth shows something."""
+def slices(file: Path, axis: int) -> list[list[tuple[float, np.ndarray]]]:
+    """(position in mm, picture) of a volume, every STEP mm, where a tenth shows something; as often
+    as there are places to begin.
+    """
     voxels, affine = read_nifti(file.read_bytes(), name=str(file))
     values = voxels.astype(np.float32)
     computed = values.min() < -500  # Hounsfield units: computed tomography
     low, high = WINDOW if computed else (0.0, float(np.percentile(values[values > 0], 99.5)))
     spacing = float(np.abs(affine[:3, axis]).max())
-    every = max(1, round(STEP / spacing))
-    cut = [np.take(values, k, axis).T[::-1] for k in range(0, values.shape[axis], every)]
+    cut = [np.take(values, k, axis).T[::-1] for k in range(values.shape[axis])]
     films = [np.round((film - low).clip(0, high - low) / (high - low) * 255) / 255 for film in cut]
-    return [
-        (k * every * spacing, film) for k, film in enumerate(films) if (film > 0.05).mean() >= 0.1
-    ]
+    some = [(k * spacing, film) for k, film in enumerate(films) if (film > 0.05).mean() >= 0.1]
+    every = max(1, round(STEP / spacing))
+    return [some[first::every] for first in range(every)]
 
 
 Sides = Iterator[tuple[str, list[np.ndarray], list[np.ndarray]]]
@@ -176,7 +177,7 @@ def honest(volumes: list[Path]) -> Sides:
     """(which, train, test) without a copy between the two."""
     for axis in range(3):
         of = {file: slices(file, axis) for file in volumes}
-        for cut in of.values():
+        for cut in (cut for cuts in of.values() for cut in cuts):
             first, last = cut[0][0], cut[-1][0]
             for share in CUTS:
                 middle = first + share * (last - first)
@@ -185,7 +186,7 @@ def honest(volumes: list[Path]) -> Sides:
                 if min(len(a), len(b)) >= 3:
                     yield "one volume, 35 mm apart", a, b
         for one, other in combinations(volumes, 2):
-            yield "two volumes", *([film for _, film in of[file]] for file in (one, other))
+            yield "two volumes", *([film for _, film in of[file][0]] for file in (one, other))
 
 
 def false_alarms(volumes: list[Path]) -> None:
