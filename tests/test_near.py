@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from vilmedic_ssl.data.auditing import near
@@ -133,6 +134,48 @@ def test_knowing_the_patients_never_adds_a_pair():
         assert copies(a, b, distance=6).keys() <= unknown.keys()
 
 
+class Films:
+    def __init__(self, films: list[np.ndarray]):
+        self.films = films
+
+    def decoded(self, index: int) -> torch.Tensor:
+        return torch.from_numpy(self.films[index].astype(np.float32))[None]
+
+
+def test_one_outline_with_another_detail_is_no_copy():
+    """Two slices of a liver's edge: what correlates is the edge."""
+
+    def edge(seed: int) -> np.ndarray:
+        rng = np.random.default_rng(seed)
+        grain = Image.fromarray(rng.normal(0, 1, (32, 32)).astype(np.float32))
+        own = np.asarray(grain.resize((64, 64), Image.Resampling.BICUBIC))
+        return (0.5 + 0.4 * np.tanh(6 * (ACROSS + 0.3 * DOWN)) + 0.06 * own).clip(0, 1)
+
+    a = [smooth(i) for i in range(20)] + [edge(0)]
+    b = [smooth(100 + i) for i in range(20)] + [edge(1)]
+    train, test = split("train", a), split("test", b)
+    assert list(copies(train, test, distance=6)) == [(20, 20)]  # by the thumbnails alone
+    train.part.pictures, test.part.pictures = Films(a), Films(b)
+    assert not copies(train, test, distance=6)
+    b[20] = 0.9 * a[20] + 0.05 + np.random.default_rng(9).normal(0, 0.02, a[20].shape)
+    test = split("test", b)
+    test.part.pictures = Films(b)
+    assert list(copies(train, test, distance=6)) == [(20, 20)]
+
+
+@pytest.mark.parametrize(("images", "twins", "share", "stops"), [
+    (20, 1, 0.02, False), (20, 4, 0.02, False), (20, 5, 0.02, True), (300, 6, 0.02, False),
+    (300, 7, 0.02, True), (300, 1, 0, True), (20, 20, 1, False),
+])  # fmt: skip
+def test_many_near_duplicates_stop_a_run_and_few_are_warned_of(images, twins, share, stops):
+    films = [np.random.default_rng(i).normal(0.5, 0.1, (32, 32)).clip(0, 1) for i in range(images)]
+    others = [0.9 * film for film in films[:twins]]
+    others += [np.random.default_rng(9999 + i).normal(0.5, 0.1, (32, 32)) for i in range(600)]
+    a, b = split("train", films), split("test", others)
+    (found,) = near_duplicates(a, b, distance=6, share=share)
+    assert found.count == twins and (found.severity == "leak") == stops
+
+
 def test_few_pictures_need_certainty():
     a, b = split("train", [head(1, 0.1)]), split("test", [head(2, 0.1), smooth(1)])
     assert not copies(a, b, distance=64)
@@ -161,7 +204,7 @@ def test_the_answer_is_remembered_and_broken_memos_are_ignored(tmp_path, monkeyp
     monkeypatch.setenv("VILMEDIC_SSL_CACHE", str(tmp_path / "cache"))
     films = [smooth(i) for i in range(12)]
     a, b = split("train", films), split("test", [0.9 * f for f in films[:3]])
-    (first,) = near_duplicates(a, b, distance=6)
+    (first,) = near_duplicates(a, b, distance=6, share=0)
     (memo,) = (cache_folder() / "audit").iterdir()
     assert first.count == 3
 
@@ -170,9 +213,9 @@ def test_the_answer_is_remembered_and_broken_memos_are_ignored(tmp_path, monkeyp
 
     with monkeypatch.context() as patch:
         patch.setattr(near, "copies", refuse)
-        assert list(near_duplicates(a, b, distance=6)) == [first]
+        assert list(near_duplicates(a, b, distance=6, share=0)) == [first]
         with pytest.raises(AssertionError):
-            list(near_duplicates(a, b, distance=5))
+            list(near_duplicates(a, b, distance=5, share=0))
     for text in (
         "",
         "{",
@@ -186,7 +229,7 @@ def test_the_answer_is_remembered_and_broken_memos_are_ignored(tmp_path, monkeyp
         "\udcff",
     ):
         memo.write_bytes(text.encode(errors="surrogateescape"))
-        assert list(near_duplicates(a, b, distance=6)) == [first]
+        assert list(near_duplicates(a, b, distance=6, share=0)) == [first]
     assert len(list(memo.parent.iterdir())) == 1  # no scratch file is left
 
 
@@ -195,4 +238,4 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
     monkeypatch.setenv("VILMEDIC_SSL_CACHE", str(tmp_path / "file"))
     films = [smooth(i) for i in range(12)]
     a, b = split("train", films), split("test", [0.9 * f for f in films[:3]])
-    assert [f.count for f in near_duplicates(a, b, distance=6)] == [3]
+    assert [f.count for f in near_duplicates(a, b, distance=6, share=0)] == [3]

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from vilmedic_ssl.data.paths import cache_folder
 
-FILE = "facts-3.sqlite"  # another number when a fact changes its meaning
+FILE = "facts-4.sqlite"  # another number when a fact changes its meaning
 PATIENCE = 5.0  # seconds to wait for a process that is writing
 _held: set[Path] = set()  # waited for in vain once: this process does without them
 
@@ -32,7 +32,9 @@ class Facts:
             any lossless copy of the same depth agree.
         thumb: 32 x 32 uint8, stretched to the full range.
         width, height, channels: after decoding, upright; channels is 1 or 3.
-        spread: largest value less the smallest, of values in [0, 1]; 0 = one value, nothing to see.
+        spread: largest value less the smallest, of values in [0, 1]; 0 = nothing to see, one value
+            in more than 99.5 % of the pixels.
+        turned: like `pixels`, but the same for a picture mirrored, turned by quarters or inverted.
     """
 
     sha256: str = ""
@@ -43,6 +45,7 @@ class Facts:
     height: int = 0
     channels: int = 0
     spread: float = 0.0
+    turned: str = ""
 
 
 class Stamp(NamedTuple):
@@ -84,7 +87,8 @@ def recall(stamps: Sequence[Stamp | None]) -> list[Facts | None]:
             row = (
                 stamp
                 and memo.execute(
-                    "SELECT sha256, pixels, thumb, width, height, channels, spread FROM facts "
+                    "SELECT sha256, pixels, thumb, width, height, channels, spread, turned "
+                    "FROM facts "
                     "WHERE path = ? AND size = ? AND mtime_ns = ? AND ctime_ns = ? "
                     "AND inode = ?",
                     stamp,
@@ -139,7 +143,8 @@ def _with_memo(work: Callable[[sqlite3.Connection], None]) -> None:
             memo.execute(
                 "CREATE TABLE IF NOT EXISTS facts (path BLOB PRIMARY KEY, size INTEGER, "
                 "mtime_ns INTEGER, ctime_ns INTEGER, inode INTEGER, sha256 TEXT, pixels TEXT, "
-                "thumb BLOB, width INTEGER, height INTEGER, channels INTEGER, spread REAL)"
+                "thumb BLOB, width INTEGER, height INTEGER, channels INTEGER, spread REAL, "
+                "turned TEXT)"
             )
             work(memo)
     except sqlite3.OperationalError as error:  # locked, read-only, full

@@ -19,6 +19,7 @@ from vilmedic_ssl.data.fact_store import Entry, Facts, Stamp, recall, remember, 
 from vilmedic_ssl.data.paths import digest_of
 from vilmedic_ssl.errors import UserError
 
+EMPTY = 0.005  # share of pixels that differ from the commonest value, below which nothing is seen
 THUMB = 32  # pixels a side: enough to tell two films of one protocol apart, 1 kB each
 FEW = 64  # files that are read before starting workers would pay
 BATCH = 16  # files per message from a worker
@@ -168,18 +169,53 @@ def measure(pixels: np.ndarray, sha256: str = "") -> Facts:
     values = pixels if colour else grey_HW
     exact = np.round(values * np.float32(65535)).astype("<u2")
     height, width = grey_HW.shape
-    code = hashlib.sha256(f"{height} {width} ".encode())
-    code.update(np.ascontiguousarray(exact).data)
     plane_HW = values.mean(axis=2) if colour else grey_HW
     return Facts(
         sha256=sha256,
-        pixels=code.hexdigest(),
+        pixels=_hash(exact),
+        turned=_hash(_upright(exact)),
         thumb=_thumbnail(plane_HW),
         width=width,
         height=height,
         channels=3 if colour else 1,
-        spread=float(np.ptp(plane_HW)),
+        spread=float(np.ptp(plane_HW)) if _filled(plane_HW) >= EMPTY else 0.0,
     )
+
+
+def _hash(exact: np.ndarray) -> str:
+    height, width = exact.shape[:2]
+    code = hashlib.sha256(f"{height} {width} ".encode())
+    code.update(np.ascontiguousarray(exact).data)
+    return code.hexdigest()
+
+
+def _upright(exact: np.ndarray) -> np.ndarray:
+    """A picture turned, mirrored and inverted so that all its forms come to one: dark rather than
+    bright, the lesser sums of rows and of columns first, then the lesser of the two above.
+
+    Pictures whose sums are the same both ways, such as symmetric ones, may keep several forms.
+    """
+    if 2 * int(exact.sum(dtype=np.uint64)) > 65535 * exact.size:
+        exact = 65535 - exact
+    for axis in (0, 1):
+        sums = _sums(exact, axis)
+        exact = np.flip(exact, axis) if sums[::-1] < sums else exact
+    rows, columns = _sums(exact, 0), _sums(exact, 1)
+    turn = (len(columns), columns) < (len(rows), rows)
+    return exact.swapaxes(0, 1) if turn else exact
+
+
+def _sums(exact: np.ndarray, axis: int) -> list[int]:
+    """Of each row (axis 0) or column (axis 1)."""
+    others = tuple(k for k in range(exact.ndim) if k != axis)
+    sums: list[int] = exact.sum(axis=others, dtype=np.uint64).tolist()
+    return sums
+
+
+def _filled(plane_HW: np.ndarray) -> float:
+    """Share of the pixels that differ from the commonest value."""
+    codes = np.round(plane_HW * np.float32(65535)).astype(np.int64)
+    return 1 - float(np.bincount(codes.ravel()).max()) / codes.size
 
 
 def _thumbnail(plane_HW: np.ndarray) -> bytes:

@@ -266,13 +266,16 @@ class AuditSettings:
         images: read every image once (what is known of unchanged files is kept); false compares
             tables and paths only.
         distance: bits of 64 in which the difference hashes of near-duplicates may differ.
+        near_share: share of a split's images with near-duplicates in another split from which a run
+            stops; fewer, or up to four images, are warned of. 0: one stops it.
     """
 
     allow: list[str] = ()  # type: ignore[assignment]
     images: bool = True
     distance: int = 6
+    near_share: float = 0.02
 
     def __post_init__(self) -> None:
         from vilmedic_ssl.data.auditing.findings import refuse_settings
 
-        refuse_settings(self.allow, self.distance)
+        refuse_settings(self.allow, self.distance, self.near_share)

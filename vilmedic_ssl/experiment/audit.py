@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import glob
 import json
+import shlex
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vilmedic_ssl import config as yaml_config
 from vilmedic_ssl import console
 from vilmedic_ssl.data.auditing.findings import ORDER, counted
 from vilmedic_ssl.errors import Leak, MissingSplit, UserError
+from vilmedic_ssl.experiment.audit_remedies import divided, left_out
 from vilmedic_ssl.experiment.outputs import MARK
 from vilmedic_ssl.files import write_text
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "validate", "test")
 WIDTH = 300  # letters of a finding in the terminal
-EXCLUDED = 5  # files that a remedy names
+BY_PATIENT = ("patient", "study")  # leaks that a division by patient mends
 
 
 def audit_before(experiment: Experiment, node: Mapping[str, Any], folder: Path) -> list[Finding]:
@@ -43,23 +45,28 @@ def audit_before(experiment: Experiment, node: Mapping[str, Any], folder: Path) 
     if settings is None:
         return []
 
-    def work() -> tuple[list[Finding], Path]:
+    def work() -> tuple[list[Finding], Path, str]:
         parts = list(experiment_parts(experiment, node))
         found = findings_of(parts, settings, experiment.workers, node)
-        name = "audit.json"
+        name, config = "audit.json", ""
         if _stopping(found) and (folder / name).is_file():
             name = "audit_refused.json"
-        return found, write_json(folder, name, found)
+        if any(item.kind in BY_PATIENT for item in _stopping(found)):
+            config = shlex.quote(str(_write(folder, "config_refused.yml", yaml_config.dump(node))))
+        file = write_json(folder, name, found)
+        told = refusal(found, parts, node["dataset"], settings, config=config, folder=folder)
+        return found, file, told
 
     found: list[Finding]
-    found, file = dist.on_main(work)
+    found, file, told = dist.on_main(work)
     wrong = [item for item in found if item.severity != "note"]
     for kind in dict.fromkeys(item.kind for item in wrong):
         first, *others = [item for item in wrong if item.kind == kind]
         more = f" (and {counted(len(others), 'finding')} more of this kind)" if others else ""
         console.warn(f"audit, {kind}: {textwrap.shorten(first.message, WIDTH)}{more}")
     console.say(f"audit: {summary(found, ORDER[:2])} ({file})")
-    refuse(found, node["dataset"])
+    if told:
+        raise Leak(told)
     return found
 
 
@@ -131,6 +138,7 @@ def findings_of(
         parts,
         images=settings.images,
         distance=settings.distance,
+        near_share=settings.near_share,
         workers=workers,
         policy=policy,
         pattern_key=_pattern_key(data),
@@ -149,39 +157,38 @@ def _stopping(found: Sequence[Finding]) -> list[Finding]:
     return [item for item in found if item.severity == "leak"]
 
 
-def refuse(
-    found: Sequence[Finding], data: Mapping[str, Any] | None = None, config: str = "CONFIG"
-) -> None:
-    """Raise a Leak that names the first one and says how to get on, if there is any.
+def refusal(
+    found: Sequence[Finding],
+    parts: Sequence[Part],
+    data: Mapping[str, Any],
+    settings: AuditSettings,
+    *,
+    config: str,
+    folder: Path,
+) -> str:
+    """Why a run may not go on and how it can, in words to paste; "" = nothing stops it.
 
     Args:
         data: the dataset as the config describes it.
         config: the words that follow `vilmedic-ssl split`; "" = a division does not help.
+        folder: for files that a remedy names.
     """
     stopping = _stopping(found)
-    if stopping:
-        first = stopping[0]
-        kinds = ", ".join(dict.fromkeys(item.kind for item in stopping))
-        whose = f" (patients {', '.join(first.patients[:3])})" if first.patients else ""
-        raise Leak(
-            f"{first.kind}: {first.message}{whose if first.kind != 'patient' else ''}: "
-            f"{_remedy(first, data or {}, config)}, or write audit.allow=[{kinds}] if it is meant"
-        )
-
-
-def _remedy(leak: Finding, data: Mapping[str, Any], config: str) -> str:
-    if leak.kind in ("patient", "study") and config:
-        return (
-            f"divide the data by patient with `vilmedic-ssl split {config} --out splits.json` and "
-            "go on with split_file=splits.json and the same dataset keys"
-        )
-    if "exclude" not in data:
-        return "take them out of one of the splits"
-    side = f"{leak.splits[0]}:"
-    names = [row.removeprefix(side) for row in leak.rows if row.startswith(side)]
-    globs = [glob.escape(name) for name in names[:EXCLUDED]]
-    more = f" and {len(names) - EXCLUDED:,} more" if len(names) > EXCLUDED else ""
-    return f'leave those of {leak.splits[0]} out with "dataset.exclude={globs}"{more}'
+    if not stopping:
+        return ""
+    first = stopping[0]
+    whose = f" (patients {', '.join(first.patients[:3])})" if first.patients else ""
+    others = [item for item in stopping if item.kind not in BY_PATIENT or not config]
+    if first.kind in BY_PATIENT and config:
+        remedy = divided(config, folder)
+    else:
+        remedy = left_out(others, parts, data, folder)
+    kinds = dict.fromkeys([*settings.allow, *(item.kind for item in stopping)])
+    allow = shlex.quote(f"audit.allow=[{','.join(kinds)}]")
+    return (
+        f"{first.kind}: {first.message}{whose if first.kind != 'patient' else ''}: "
+        f"{remedy}, or write {allow} if it is meant"
+    )
 
 
 def _are_findings(file: Path) -> bool:
@@ -210,10 +217,14 @@ def write_json(folder: Path, name: str, found: Sequence[Finding], *, mark: str =
 
     if not mark and (folder / name).exists() and not _are_findings(folder / name):
         raise UserError(f"{folder / name} is no audit of this program; move it away")
+    content = {"format": 1, MARK: mark, "findings": [item.as_dict() for item in found]}
+    return _write(folder, name, as_json(content))
+
+
+def _write(folder: Path, name: str, text: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        content = {"format": 1, MARK: mark, "findings": [item.as_dict() for item in found]}
-        write_text(folder / name, as_json(content))
+        write_text(folder / name, text)
     except OSError as error:
         raise UserError(
             f"cannot write to {folder} ({error.strerror}); change ckpt_dir or name, or --out"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vilmedic_ssl import config as yaml_config
 from vilmedic_ssl import console
 from vilmedic_ssl.data.auditing.findings import counted
-from vilmedic_ssl.errors import ConfigError, UserError
+from vilmedic_ssl.errors import ConfigError, Leak, UserError
 from vilmedic_ssl.executors.settings import AuditSettings
 from vilmedic_ssl.experiment.audit import (
     SPLITS,
@@ -19,7 +19,7 @@ from vilmedic_ssl.experiment.audit import (
     experiment_parts,
     findings_of,
     parts_of,
-    refuse,
+    refusal,
     summary,
     write_json,
 )
@@ -85,7 +85,11 @@ def audit_target(
     console.result(summary(found) + compared)
     console.say(f"findings {written}")
     console.say(f"page {page}")
-    refuse(found, (node or {}).get("dataset"), "" if against else _split_words(target, overrides))
+    data = (node or {}).get("dataset") or {}
+    words = "" if against else _split_words(target, overrides)
+    told = refusal(found, parts, data, settings, config=words, folder=folder)
+    if told:
+        raise Leak(told)
     return found
 
 

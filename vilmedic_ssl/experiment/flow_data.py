@@ -11,9 +11,9 @@ import numpy as np
 
 from vilmedic_ssl import console
 from vilmedic_ssl.config import digest
-from vilmedic_ssl.errors import ConfigError, MissingSplit, UserError
+from vilmedic_ssl.errors import ConfigError, Leak, MissingSplit, UserError
 from vilmedic_ssl.executors.flow import FlowSettings, Stage, config_of
-from vilmedic_ssl.experiment.audit import audit_before, findings_of, refuse
+from vilmedic_ssl.experiment.audit import audit_before, findings_of, refusal
 from vilmedic_ssl.experiment.data import dataset_of
 from vilmedic_ssl.experiment.flow_config import ANY, checked_stage
 from vilmedic_ssl.experiment.settings import Experiment, typed
@@ -74,7 +74,7 @@ def inspect(settings: FlowSettings, shared: Mapping[str, Any], folder: Path) -> 
         before = stage.after
         while stage.judged_by and before is not None:
             if of_stage[before] is not known[key]:
-                _refuse_shared(before, of_stage[before], known[key], settings.split)
+                _refuse_shared(before, of_stage[before], known[key], settings.split, folder)
             before = settings.stages[before].after
     _refuse_others(settings, of_stage)
     return of_stage
@@ -111,7 +111,7 @@ def _read(node: dict[str, Any], folder: Path, split: str) -> Data:
     return Data(experiment, node, splits, digest(prints))
 
 
-def _refuse_shared(name: str, before: Data, judged: Data, split: str) -> None:
+def _refuse_shared(name: str, before: Data, judged: Data, split: str, folder: Path) -> None:
     """Raises:
     Leak: the stage `name` is trained on patients or images of the split that is reported.
     """
@@ -124,7 +124,10 @@ def _refuse_shared(name: str, before: Data, judged: Data, split: str) -> None:
         from_dataset(before.splits["train"], source=1, prefix=f"{name}:"),
         from_dataset(judged.splits[split]),
     ]
-    refuse(findings_of(parts, audit, judged.experiment.workers, judged.node), config="")
+    found = findings_of(parts, audit, judged.experiment.workers, judged.node)
+    told = refusal(found, parts, {}, audit, config="", folder=folder)
+    if told:
+        raise Leak(told)
 
 
 def _refuse_unfit(

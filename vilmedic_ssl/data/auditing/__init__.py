@@ -27,6 +27,7 @@ def audit(
     allow: Sequence[str] = (),
     images: bool = True,
     distance: int = 6,
+    near_share: float = 0.02,
     workers: int = 0,
 ) -> list[Finding]:
     """What is wrong with a table of samples, worst first; leaks have severity "leak".
@@ -42,16 +43,18 @@ def audit(
         allow: kinds of leak that are warnings.
         images: read the pixels; False compares paths only.
         distance: bits of 64 in which the difference hashes of near-duplicates may differ.
+        near_share: share of a split's images with near-duplicates in another, from which they are a
+            leak; 0 = one is.
         workers: processes that read images.
 
     Raises:
         UserError: the table is unreadable or empty, a path leads out of the root, or none of a
             split's images can be read.
-        ConfigError: a kind that cannot be allowed, or a distance out of range.
+        ConfigError: a kind that cannot be allowed, a distance or a share out of range.
     """
     from vilmedic_ssl.data.auditing.parts import from_table
 
-    refuse_settings(allow, distance)
+    refuse_settings(allow, distance, near_share)
     rows, folder = _table(manifest)
     where = None if root is None else str(root)
     parts = from_table(
@@ -68,7 +71,9 @@ def audit(
         rows, folder = _table(against)
         prefix = f"{Path(against).stem}:" if isinstance(against, (str, Path)) else "other:"
         parts += from_table(rows, folder, 1, prefix, root=where)
-    found = audit_parts(parts, images=images, distance=distance, workers=workers)
+    found = audit_parts(
+        parts, images=images, distance=distance, near_share=near_share, workers=workers
+    )
     return allowed(found, allow)
 
 
@@ -89,6 +94,7 @@ def audit_parts(
     *,
     images: bool = True,
     distance: int = 6,
+    near_share: float = 0.02,
     workers: int = 0,
     policy: Mapping[str, Any] | None = None,
     pattern_key: str = "",
@@ -98,13 +104,13 @@ def audit_parts(
     Args:
         policy: what uncertain and blank labels are read as, to be told.
         pattern_key: where the config takes a pattern that finds patients in file names.
-        images, distance, workers: as of `audit`.
+        images, distance, near_share, workers: as of `audit`.
 
     Raises:
         UserError: none of a split's images can be read.
     """
     records = list(_records(parts, policy, pattern_key))
-    return records + list(_images(parts, images, distance, workers))
+    return records + list(_images(parts, images, distance, near_share, workers))
 
 
 def _records(
@@ -127,7 +133,9 @@ def _records(
     yield from no_splits(parts)
 
 
-def _images(parts: Sequence[Part], images: bool, distance: int, workers: int) -> Iterator[Finding]:
+def _images(
+    parts: Sequence[Part], images: bool, distance: int, near_share: float, workers: int
+) -> Iterator[Finding]:
     """Everything about files and pixels."""
     from vilmedic_ssl import console
     from vilmedic_ssl.data.auditing.confounding import confounded
@@ -152,7 +160,7 @@ def _images(parts: Sequence[Part], images: bool, distance: int, workers: int) ->
         refuse_unread(pictures)
     for a, b in pairs(having):
         yield from shared_pictures(seen[id(a)], seen[id(b)])
-        yield from near_duplicates(seen[id(a)], seen[id(b)], distance=distance)
+        yield from near_duplicates(seen[id(a)], seen[id(b)], distance=distance, share=near_share)
     own = [seen[id(part)] for part in having if part.source == 0]
     for pictures in own:
         yield from spoilt(pictures)

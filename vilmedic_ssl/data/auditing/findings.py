@@ -21,7 +21,7 @@ KINDS: Mapping[str, tuple[Severity, str]] = {
     "text": ("warning", "the same text in two splits"),
     "duplicate_image": ("warning", "the same picture several times in one split"),
     "unreadable": ("warning", "images that cannot be read"),
-    "constant": ("warning", "images of one value"),
+    "constant": ("warning", "images of one value, or almost"),
     "inverted": ("warning", "images that look like negatives of the others"),
     "blank_text": ("warning", "samples without text"),
     "duplicate_text": ("warning", "texts that several samples share"),
@@ -109,8 +109,8 @@ def allowed(findings: Iterable[Finding], kinds: Iterable[str]) -> list[Finding]:
     return sorted(eased, key=lambda f: ORDER.index(f.severity))
 
 
-def refuse_settings(allow: Iterable[str], distance: int) -> None:
-    """Raise a ConfigError for kinds that are no leaks, or a distance out of range."""
+def refuse_settings(allow: Iterable[str], distance: int, near_share: float) -> None:
+    """Raise a ConfigError for kinds that are no leaks, a distance or a share out of range."""
     stopping = [kind for kind, (severity, _) in KINDS.items() if severity == "leak"]
     for kind in allow:
         if kind in KINDS and kind not in stopping:
@@ -119,6 +119,10 @@ def refuse_settings(allow: Iterable[str], distance: int) -> None:
             raise ConfigError(f"audit.allow: there is no kind {kind!r}; {closest(kind, stopping)}")
     if not 0 <= distance <= 16:
         raise ConfigError(f"audit.distance: {distance}; write a number of bits from 0 to 16")
+    if not 0 <= near_share <= 1:
+        raise ConfigError(
+            f"audit.near_share: {near_share}; write a share from 0 to 1, such as 0.02"
+        )
 
 
 def leaks(findings: Iterable[Finding]) -> list[Finding]:

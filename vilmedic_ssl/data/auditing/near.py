@@ -1,10 +1,10 @@
 """Almost the same picture on both sides: re-encoded, resized, brightened, mirrored, inverted.
 
-A difference hash proposes, a correlation decides. The hash alone takes alike films for copies
-(solar cells, slices of a head), so a proposed pair must also be far more alike than either picture
-is to its other look-alikes, on both sides, whoever the patients are: the films of one patient are
-the look-alikes that matter most. What was found is remembered. The numbers were chosen by
-measurement: docs/audit.md.
+A difference hash proposes, a correlation of thumbnails decides, and the detail of both pictures has
+to agree. The hash alone takes alike films for copies (solar cells, slices of a head), so a proposed
+pair must also be far more alike than either picture is to its other look-alikes, on both sides,
+whoever the patients are: the films of one patient are the look-alikes that matter most. What was
+found is remembered. The numbers were chosen by measurement: docs/audit.md.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from vilmedic_ssl.data.auditing.detail import of_one_detail
 from vilmedic_ssl.data.auditing.findings import LISTED, Finding, counted, finding
 from vilmedic_ssl.data.auditing.lookalikes import WAYS, hashes_apart, nearest, promising
 from vilmedic_ssl.data.auditing.pictures import Pictures
@@ -32,16 +34,19 @@ CROWD, BEYOND = 0.25, 0.5  # more copies lie within one distance, and nothing el
 RANKED = 16  # look-alikes; a larger crowd is a kind of film, no film's copies
 MOST = 64  # pictures of the other split that are judged for one
 ROWS = 2**14  # pictures whose look-alikes are held at a time, 12 MB
-FORMAT = 1  # of the memo; another rule needs another number
+FEW = 4  # images of a split with look-alikes that are warned of, however small the split is
+FORMAT = 2  # of the memo; another rule needs another number
 
 Pairs = dict[tuple[int, int], str]
 
 
-def near_duplicates(a: Pictures, b: Pictures, *, distance: int) -> Iterator[Finding]:
-    """Pictures of two splits that are copies of each other but for small changes.
+def near_duplicates(a: Pictures, b: Pictures, *, distance: int, share: float) -> Iterator[Finding]:
+    """Pictures of two splits that are copies of each other but for small changes: a leak where
+    there are many, else a warning, for a few may be honest look-alikes.
 
     Args:
         distance: bits of 64 in which the difference hashes may differ.
+        share: of a split's images, from which they are many; 0 = one is.
     """
     cases = _remembered(a, b, distance)
     if not cases:
@@ -53,7 +58,7 @@ def near_duplicates(a: Pictures, b: Pictures, *, distance: int) -> Iterator[Find
         for (i, j), way in list(cases.items())[:LISTED]
     ]
     thumbs = [(a.thumbs[i].tobytes(), b.thumbs[j].tobytes()) for i, j in list(cases)[:LISTED]]
-    yield finding(
+    found = finding(
         "near_duplicate",
         f"{counted(len(right), 'image')} of {b.part.name} almost equal "
         f"{counted(len(left), 'image')} of {a.part.name}, such as {examples[0]}",
@@ -64,6 +69,13 @@ def near_duplicates(a: Pictures, b: Pictures, *, distance: int) -> Iterator[Find
         count=len(cases),
         thumbs=thumbs,
     )
+    many = _many(len(left), len(a.part), share) or _many(len(right), len(b.part), share)
+    yield found if many else replace(found, severity="warning")
+
+
+def _many(count: int, images: int, share: float) -> bool:
+    """Whether so many images of a split stop a run."""
+    return count > (max(FEW, share * images) if share else 0)
 
 
 def _remembered(a: Pictures, b: Pictures, distance: int) -> Pairs:
@@ -93,13 +105,15 @@ def _write(path: Path, text: str) -> None:
 
 
 def copies(a: Pictures, b: Pictures, *, distance: int) -> Pairs:
-    """(number in a, number in b) -> way, of the pairs that stand out; same pixels left out."""
+    """(number in a, number in b) -> way, of the pairs that stand out; same pixels left out,
+    mirrored ones too."""
     cases: Pairs = {}
     for way in WAYS:
         for i, j in _copies(a, b, way, distance):
-            if a.pixels[i] != b.pixels[j]:
+            exact = a.turned and b.turned and a.turned[i] == b.turned[j]
+            if a.pixels[i] != b.pixels[j] and not exact:
                 cases.setdefault((i, j), way)
-    return cases
+    return dict(of_one_detail(a, b, cases))
 
 
 def _copies(a: Pictures, b: Pictures, way: str, distance: int) -> Iterator[tuple[int, int]]:

@@ -103,24 +103,30 @@ def shared_paths(a: Part, b: Part) -> Iterator[Finding]:
     """The same path on both sides: all that can be said without reading the files."""
     if a.paths is not None and b.paths is not None:
         left, right = ([str(path.resolve()) for path in p.paths or ()] for p in (a, b))
-        yield from _same("file", a, b, places(left), places(right))
+        yield from _same("file", "by its path", a, b, places(left), places(right))
 
 
 def shared_pictures(a: Pictures, b: Pictures) -> Iterator[Finding]:
-    """The same bytes, and the same picture in files that differ. Pictures of one value, such as
-    empty slices, are alike and mean nothing.
+    """The same bytes, the same picture in files that differ, and the same picture mirrored, turned
+    or inverted. Pictures that show nothing, such as empty slices, are alike and mean nothing.
     """
     mine, yours = a.usable.tolist(), b.usable.tolist()
     here, there = places(a.sha256, mine), places(b.sha256, yours)
-    yield from _same("file", a.part, b.part, here, there)
-    pixels, others = places(a.pixels, mine), places(b.pixels, yours)
-    differ = {
-        key: numbers
-        for key, numbers in pixels.items()
-        if key in others
-        and not {a.sha256[i] for i in numbers} & {b.sha256[j] for j in others[key]} - {""}
-    }
-    yield from _same("pixels", a.part, b.part, differ, others)
+    yield from _same("file", "byte for byte", a.part, b.part, here, there)
+    how = "pixel for pixel"
+    forms = [(a.sha256, a.pixels, b.sha256, b.pixels, how)]
+    if a.turned and b.turned:
+        turned = f"{how}, but mirrored, turned or inverted"
+        forms.append((a.pixels, a.turned, b.pixels, b.turned, turned))
+    for finer_a, values_a, finer_b, values_b, words in forms:
+        here, there = places(values_a, mine), places(values_b, yours)
+        differ = {
+            key: numbers
+            for key, numbers in here.items()
+            if key in there
+            and not {finer_a[i] for i in numbers} & {finer_b[j] for j in there[key]} - {""}
+        }
+        yield from _same("pixels", words, a.part, b.part, differ, there)
 
 
 def repeated_pictures(seen: Pictures) -> Iterator[Finding]:
@@ -150,12 +156,12 @@ def repeated_pictures(seen: Pictures) -> Iterator[Finding]:
         )
 
 
-def _same(kind: str, a: Part, b: Part, here: Places, there: Places) -> Iterator[Finding]:
+def _same(kind: str, how: str, a: Part, b: Part, here: Places, there: Places) -> Iterator[Finding]:
     both = [key for key in here if key in there]
     if both:
         rows, patients = _both_sides(a, b, here, there, both)
         examples = [f"{a.row(here[k][0])} = {b.row(there[k][0])}" for k in both[:LISTED]]
-        noun, how = ("file", "byte for byte") if kind == "file" else ("picture", "pixel for pixel")
+        noun = "file" if kind == "file" else "picture"
         yield finding(
             kind,
             f"{a.name} and {b.name} share {counted(len(both), noun)} {how}: "

@@ -25,6 +25,7 @@ class Pictures:
 
     Attributes:
         sha256, pixels: hex hashes, "" where unknown.
+        turned: like pixels, but the same for a picture mirrored, turned by quarters or inverted.
         errors: number of a sample -> why it cannot be read.
         thumbs: (N, 1024) uint8. shape: (N, 3) width, height, channels.
         spread: (N,) float32, 0 where all values are the same, or unknown.
@@ -38,6 +39,7 @@ class Pictures:
     spread: np.ndarray
     shape: np.ndarray
     patients: np.ndarray
+    turned: list[str] = field(default_factory=list)
     errors: dict[int, str] = field(default_factory=dict)
 
     @property
@@ -57,6 +59,7 @@ def look_at(part: Part, *, workers: int, tick: Callable[[], None]) -> Pictures:
         np.zeros(n, np.float32),
         np.zeros((n, 3), np.int32),
         _numbered(part),
+        [""] * n,
     )
     for i, facts in _facts(part, workers):
         found.sha256[i] = facts.sha256
@@ -64,6 +67,7 @@ def look_at(part: Part, *, workers: int, tick: Callable[[], None]) -> Pictures:
             found.errors[i] = facts.error
         else:
             found.pixels[i], found.spread[i] = facts.pixels, facts.spread
+            found.turned[i] = facts.turned
             found.thumbs[i] = np.frombuffer(facts.thumb, np.uint8)
             found.shape[i] = facts.width, facts.height, facts.channels
         tick()
@@ -111,7 +115,7 @@ def refuse_unread(seen: Pictures) -> None:
 
 
 def spoilt(seen: Pictures) -> Iterator[Finding]:
-    """Pictures that cannot be read, and those of one value."""
+    """Pictures that cannot be read, and those of one value, or almost."""
     part, errors = seen.part, seen.errors
     if errors:
         numbers = sorted(errors)
@@ -127,7 +131,7 @@ def spoilt(seen: Pictures) -> Iterator[Finding]:
         yield part.finding(
             "constant",
             f"{len(blank):,} of {counted(len(part), 'image')} show one value and "
-            f"nothing else: {named(part.rows(blank))}",
+            f"nothing, or next to nothing, else: {named(part.rows(blank))}",
             blank,
         )
 

@@ -13,11 +13,12 @@ import numpy as np
 from vilmedic_ssl import console
 from vilmedic_ssl.data.automatic import automatic, of_folders
 from vilmedic_ssl.data.datasets.base import Context, ImageRecords
+from vilmedic_ssl.data.exclude import matching, refuse_idle
 from vilmedic_ssl.data.images import SUFFIXES, ImageFiles
 from vilmedic_ssl.data.patients import patients_of, tell_apart
 from vilmedic_ssl.data.splits import FRACTIONS, TEST, TRAIN, VALIDATE
 from vilmedic_ssl.data.transforms import Transform
-from vilmedic_ssl.data.walk import Walk, walk
+from vilmedic_ssl.data.walk import walk
 from vilmedic_ssl.errors import MissingSplit, UserError
 from vilmedic_ssl.registry import closest, proto
 
@@ -35,7 +36,7 @@ class Found:
     Attributes:
         path: as it is read. label: its class folder, "" outside any.
         first: where it was met first, if links lead to it on several ways; its division goes by it.
-        globs: those of `exclude` that match its path.
+        globs: the entries of `exclude` that match its path.
     """
 
     path: Path
@@ -58,7 +59,8 @@ class ImageFolder(ImageRecords):
         root: the folder.
         patient_pattern: regular expression on the file name; its group (or the whole match) is
             the patient, for example `person(\\d+)_`. null: every image is its own patient.
-        exclude: globs on the path below root, for example `*/masks/*`; each must match something.
+        exclude: globs on the path below root, for example `*/masks/*`, or `file:LIST`, a text file
+            with one such path a line, taken as it is; each must match something.
         classes: the class folders to use; null = all.
         fractions: share of train, validate and test where the splits are made.
         transform: how files become tensors.
@@ -83,7 +85,8 @@ class ImageFolder(ImageRecords):
         self.split, self.exclude, self.pattern = context.split, list(exclude), patient_pattern
         self._met: dict[Path, list[Found]] = {}
         everything = self._everything()
-        self._refuse_idle_globs(everything)
+        used = {glob for image in everything for glob in image.globs}
+        refuse_idle(self.exclude, used, self._paths, f"below {root}")
         there = sorted({image.label for image in everything if not image.globs})
         for name in classes or ():
             if name not in there:
@@ -142,7 +145,7 @@ class ImageFolder(ImageRecords):
             if path.suffix.lower() not in SUFFIXES:
                 continue
             below = path.relative_to(base).parts
-            globs = tuple(_matching(path.relative_to(self.root), self.exclude))
+            globs = tuple(matching(path.relative_to(self.root).as_posix(), self.exclude))
             image = Found(path, below[0] if len(below) > 1 else "", path, globs)
             real = walked.real[path]
             if real in met and not image.globs and not met[real].globs:
@@ -160,10 +163,12 @@ class ImageFolder(ImageRecords):
 
     def _tell_repeats(self, base: Path, repeats: dict[Path, Path], kind: str, end: str) -> None:
         """Say once how many links of a kind lead to what is read anyway, the nearest by name."""
+        ordered = sorted(repeats, key=lambda link: (len(link.parts), link))
+        named = zip(ordered, self._below(ordered), strict=True)
         links = [
             link
-            for link in sorted(repeats, key=lambda link: (len(link.parts), link))
-            if not self._passed(link) and not _matching(link.relative_to(self.root), self.exclude)
+            for link, name in named
+            if not self._passed(link) and not matching(name, self.exclude)
         ]
         if links:
             told = ", ".join(f"{link} (is {repeats[link]})" for link in links[:3])
@@ -187,18 +192,10 @@ class ImageFolder(ImageRecords):
             )
         return image
 
-    def _refuse_idle_globs(self, everything: Sequence[Found]) -> None:
-        idle = set(self.exclude) - {glob for image in everything for glob in image.globs}
-        walked = walk(self.root) if idle else Walk()
-        below = [path.relative_to(self.root) for path in [*walked.files, *walked.folders]]
-        for glob in self.exclude:
-            if glob in idle and not any(_matching(path, [glob]) for path in below):
-                hint = "correct it, or leave it out"
-                if "*" not in glob:
-                    hint = f"write \"dataset.exclude=['*{glob}']\" for every path that ends so"
-                raise UserError(
-                    f"dataset.exclude: {glob!r} matches no path below {self.root}; {hint}"
-                )
+    def _paths(self) -> list[str]:
+        """Everything below the root, left out or not."""
+        walked = walk(self.root)
+        return self._below([*walked.files, *walked.folders])
 
     def _of_split(self, split: str, fractions: dict[str, float]) -> list[Found]:
         if self._folder(TRAIN) is None:
@@ -238,8 +235,3 @@ class ImageFolder(ImageRecords):
 def _warn(text: str) -> None:
     """Once: a split is built several times in a run."""
     console.warn(text)
-
-
-def _matching(path: Path, globs: list[str]) -> list[str]:
-    """The globs that a path below the root matches."""
-    return [glob for glob in globs if fnmatch.fnmatch(path.as_posix(), glob)]

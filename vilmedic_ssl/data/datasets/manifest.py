@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vilmedic_ssl.compat import require
 from vilmedic_ssl.data.datasets.base import Context, ImageRecords
+from vilmedic_ssl.data.exclude import matching, refuse_idle
 from vilmedic_ssl.data.images import ImageFiles
 from vilmedic_ssl.data.masks import Masks, joined, read_masks
 from vilmedic_ssl.data.paths import safe_join
@@ -81,6 +82,8 @@ class Manifest(ImageRecords):
             column.
         blank: what an empty cell becomes, likewise.
         filter: values to keep per column, for example {view: [PA, AP]}.
+        exclude: globs on the path, for example `*/masks/*`, or `file:LIST`, a text file with one
+            path a line, taken as it is; each must match something.
         fractions: share of the splits, made by patient when there is no `split` column, even in
             findings and other columns of few values; no other key moves an image.
         masks: CSV file below root with the outlines of findings, for plug-ins that ask where a
@@ -103,6 +106,7 @@ class Manifest(ImageRecords):
         uncertain: Policy | dict[str, Policy] = "ignore",
         blank: Policy | dict[str, Policy] = "negative",
         filter: Annotated[dict[str, Any], AsText()] = {},  # noqa: B006 (never written to)
+        exclude: list[str] = (),  # type: ignore[assignment]
         fractions: dict[str, float] = FRACTIONS,  # noqa: B006 (never written to)
         masks: str | None = None,
         text: TextSettings = TextSettings(),  # noqa: B008 (frozen)
@@ -126,6 +130,8 @@ class Manifest(ImageRecords):
         if "split" not in columns:
             table = split_patients(table, fractions=fractions, label=label)
         kept = [row for row in table if all(_keeps(row[c], wanted) for c, wanted in filter.items())]
+        refuse_idle(exclude, set(), lambda: [row["path"] for row in table], f"in {manifest}")
+        kept = [row for row in kept if not matching(row["path"], exclude)]
         rows = [row for row in kept if row["split"] == context.split]
         if not rows:
             there = sorted({row["split"] for row in kept})
