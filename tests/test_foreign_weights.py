@@ -219,6 +219,16 @@ def test_what_is_left_over_of_the_network_is_named(name, prefix, tmp_path, capsy
     assert prefix + next(k for k in weights if k not in known and "num_b" not in k) in told
 
 
+@pytest.mark.parametrize("name", timm.list_models("test_*"))
+def test_a_network_of_timm_fits_itself_without_a_warning(name, tmp_path, capsys):
+    net = timm.create_model(name)
+    torch.save(net.state_dict(), tmp_path / "w.pth")
+    model = model_of({"backbone": name})
+    start = start_from(model, tmp_path / "w.pth")
+    assert not [key for key in start.kept if key.startswith("cnn.")]
+    assert "warning" not in capsys.readouterr().err
+
+
 def test_a_head_that_is_left_over_is_none_of_the_network(tmp_path, capsys):
     weights = ONE | {"decoder.0.weight": torch.rand(3, 3), "head.layer1.weight": torch.rand(2, 2)}
     torch.save(weights, tmp_path / "w.pth")

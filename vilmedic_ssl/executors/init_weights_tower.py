@@ -22,6 +22,7 @@ COUNTERS = "num_batches_tracked"  # batch norm counts, and goes by it only witho
 # Tables for a size of window or image, which a transformer for another size has its own of.
 OF_A_SIZE = re.compile(r"relative_|rel_pos|attn_mask|position_ids")
 POSITIONS = "pos_embed"
+CLASSIFIER = re.compile(r"(head\.)?(fc|classifier|head)\.(weight|bias)")  # may stand beside a norm
 # Children of a ResNet that was cut into an nn.Sequential; 2, 3 and 8 have no tensors.
 NUMBERED = {"0": "conv1", "1": "bn1", **{str(i + 3): f"layer{i}" for i in (1, 2, 3, 4)}}
 CHUNK = re.compile(r"^blocks\.\d+\.(?=\d+\.)")  # DINOv2 keeps blocks in chunks, numbered through
@@ -94,14 +95,18 @@ def surplus_of(
 ) -> list[str]:
     """The names of `theirs` at a place, in parts that the network has, that nothing was used of."""
     parts, known = {key.split(".")[0] for key in wanted}, set(used)
+    inner = {
+        name: spelled(name.removeprefix(place))
+        for name in theirs
+        if name.startswith(place) and name not in known
+    }
     return [
         name
-        for name in theirs
-        if name.startswith(place)
-        and name not in known
-        and spelled(name.removeprefix(place)).split(".")[0] in parts
-        and not name.endswith(COUNTERS)
-        and not OF_A_SIZE.search(name)
+        for name, key in inner.items()
+        if key.split(".")[0] in parts
+        and not CLASSIFIER.fullmatch(key)
+        and not key.endswith(COUNTERS)
+        and not OF_A_SIZE.search(key)
     ]
 
 
