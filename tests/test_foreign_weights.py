@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import collections
+import datetime
+import enum
 import itertools
+import pathlib
 import random
 
 import numpy as np
@@ -13,6 +16,7 @@ import timm
 import torch
 from methods import TEXT, node_of
 from tiny_bert import save_bert
+from torch import nn
 
 from vilmedic_ssl.cli import main
 from vilmedic_ssl.errors import UserError
@@ -59,6 +63,16 @@ class Settings(dict):
     """A mapping of another program."""
 
 
+class Kind(enum.Enum):
+    """A choice of another program."""
+
+    A = 1
+
+
+class Row(list):
+    """A list of another program."""
+
+
 ONE = drawn()
 OTHER = drawn()
 ALONE = {
@@ -88,6 +102,15 @@ ALONE = {
     "default mapping": {"model": collections.defaultdict(int, ONE)},
     "namespace": {"args": argparse.Namespace(lr=0.1, x=argparse.Namespace()), "model": ONE},
     "namespace first": collections.OrderedDict(args=argparse.Namespace(), state_dict=ONE),
+    "a kind of theirs": {"kind": Kind.A, "keyed": {Kind.A: 1}, "model": ONE},
+    "a row of theirs": {"row": Row([1, Row()]), "queue": collections.deque([1, 2]), "model": ONE},
+    "dates": {
+        "at": datetime.datetime(2026, 1, 1),
+        "path": pathlib.PurePosixPath("x"),
+        "model": ONE,
+    },
+    "a function": {"f": np.mean, "class": Settings, "set": frozenset([1]), "model": ONE},
+    "parameters": {k: nn.Parameter(v, requires_grad=False) for k, v in ONE.items()},
     "numbers of numpy": {"best": np.float64(3), "at": np.arange(3), "model": ONE},
 }
 
@@ -304,7 +327,25 @@ def test_nothing_in_a_file_is_executed(kind, zipped, tmp_path):
         start_from(model_of(), tmp_path / "w.pth")
     except UserError as error:  # torch refuses names of `os` whatever they stand for
         assert kind is Worse and "posix.system" in str(error)
+    else:
+        assert kind is Evil
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_weights_inside_objects_are_refused(zipped, tmp_path):
+    net = timm.create_model("test_resnet")
+    for content, told in (
+        (net, r"object of timm\.models\.resnet\.ResNet"),
+        ({"model": net}, "an object of timm"),
+        ({"model": {k: v.numpy() for k, v in ONE.items()}}, "an object of numpy"),
+    ):
+        torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+        with pytest.raises(UserError, match=told + ".*write its weights alone"):
+            start_from(model_of(), tmp_path / "w.pth")
+    torch.save({k: v.to("meta") for k, v in ONE.items()}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="not finite"):
+        start_from(model_of(), tmp_path / "w.pth")
 
 
 def test_what_is_left_out_is_said(tmp_path):

@@ -278,6 +278,8 @@ def load_weights(model: torch.nn.Module, weights: dict[str, Any], source: Path) 
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """True when every value of a tensor is a finite number."""
+    """True when every value of a tensor is there and a finite number."""
+    if tensor.is_meta:  # saved without its values
+        return False
     wide = tensor.float() if tensor.is_floating_point() else tensor  # 8-bit floats cannot be asked
     return bool(torch.isfinite(wide).all())

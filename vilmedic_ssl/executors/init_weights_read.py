@@ -15,7 +15,7 @@ from torch import Tensor
 from vilmedic_ssl import registry
 from vilmedic_ssl.errors import ConfigError, Unobtainable, UserError
 from vilmedic_ssl.executors import checkpoint
-from vilmedic_ssl.executors.init_weights_strangers import load_inert, objects_in
+from vilmedic_ssl.executors.init_weights_strangers import NeedsObjects, load_inert
 from vilmedic_ssl.executors.stored import refuse_malformed
 
 # Entries that hold no weights: states of optimizers and schedules, random states.
@@ -171,10 +171,9 @@ def _torch(path: Path, where: str) -> tuple[Any, list[str]]:
     """(what torch.save wrote, names of objects that were left out)."""
     try:
         return load_inert(path)
+    except NeedsObjects as error:
+        raise _objects(path, error.args[0], where) from error
     except Exception as error:  # torch raises half a dozen kinds for damaged files
-        names = re.findall(r"GLOBAL (\S+)", str(error)) or objects_in(path)
-        if names and "TorchScript" not in str(error):
-            raise _objects(path, names[0], where) from error
         kind = "a TorchScript program" if "TorchScript" in str(error) else "damaged"
         raise UserError(
             f"{where}: {path} is not a readable file of weights ({kind}, or of another "

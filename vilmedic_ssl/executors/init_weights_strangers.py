@@ -17,9 +17,14 @@ from typing import Any
 
 import torch
 
-REFUSED = re.compile(r"GLOBAL (\S+) was not")  # how torch names what `weights_only` refuses
+# How torch names what `weights_only` refuses, by itself and whatever stands for it.
+REFUSED = re.compile(r"GLOBAL (\S+) (?:was not|whose module)")
 UNFILLED = re.compile(r"Can only (SETITEM|append|extend).* got <class '\S*_strangers\.(\S+)'>")
 MOST = 100  # names that are replaced; a file with more is not one of weights
+
+
+class NeedsObjects(Exception):
+    """Weights that cannot be read without the objects in a file; the arguments are their names."""
 
 
 class Placeholder:
@@ -59,8 +64,8 @@ def load_inert(path: Path) -> tuple[Any, list[str]]:
     """(what torch.save wrote, on the CPU, names of objects that are left out).
 
     Raises:
-        Exception: whatever torch raises for a file that is damaged, of another kind, or names what
-            cannot be replaced.
+        NeedsObjects: torch stops at an object that nothing can stand for.
+        Exception: whatever torch raises for a file that is damaged or of another kind.
     """
     kinds: dict[str, type[Placeholder]] = dict.fromkeys(objects_in(path), Placeholder)
     while True:
@@ -71,7 +76,9 @@ def load_inert(path: Path) -> tuple[Any, list[str]]:
         except Exception as error:
             name, kind = _wanted_by(str(error))
             if not name or kinds.get(name) is kind or len(kinds) >= MOST:
-                raise
+                if not kinds and not name:
+                    raise
+                raise NeedsObjects(*kinds or (name,)) from error
             kinds[name] = kind
 
 
