@@ -189,6 +189,8 @@ def test_a_hostile_config_is_refused_in_one_sentence(name, key, value, contents,
         (("ema",), {"a": 1}),
         (("config",), None),
         (("config", "model", "proto"), 3),
+        (("config", "model", "encoder"), BAIT),
+        (("config", "model", "cnn"), [BAIT]),
     ],
 )
 def test_entries_of_another_kind_are_refused(path, value, contents, tmp_path, quiet):
