@@ -105,39 +105,39 @@ def start_from(model: PretrainingModel, source: str | Path, *, seed: int | None 
     """
     weights, state = read_weights(source, seed), model.state_dict()
     own = {name: t for name, t in state.items() if not name.startswith(model.fresh)}
-    found = key_map(own, weights, model.core)
-    _look_at_the_image_encoder(model, weights, [n for n in own if n.startswith(ENCODER)], found)
-    _look_at_the_text_encoder(weights, [n for n in own if n.startswith(TEXT)], found)
-    _refuse_odd_values(weights, found.taken)
+    chosen = key_map(own, weights, model.core)
+    _look_at_the_image_encoder(model, weights, [n for n in own if n.startswith(ENCODER)], chosen)
+    _look_at_the_text_encoder(weights, [n for n in own if n.startswith(TEXT)], chosen)
+    _refuse_odd_values(weights, chosen.taken)
     filled: dict[str, Tensor] = {}
     changed: dict[str, str] = {}
-    for name, theirs in found.taken.items():
+    for name, theirs in chosen.taken.items():
         filled[name], how = fitted(own[name], weights.tensors[theirs], _grid(model))
         changed |= {name: how} if how else {}
     for name in own:
-        if name.startswith(TEXT) and found.text.taken and _is_added(name) and name not in filled:
+        if name.startswith(TEXT) and chosen.text.taken and _is_added(name) and name not in filled:
             filled[name] = torch.zeros_like(own[name])
             changed[name] = "set to zero, since there are none"
     for name, tensor in filled.items():  # now that all of it fits
         state[name].copy_(tensor)
-    used = set(found.taken.values())
+    used = set(chosen.taken.values())
     return Start(
         source=weights.path,
-        taken=found.taken,
-        parts=found.parts,
+        taken=chosen.taken,
+        parts=chosen.parts,
         changed=changed,
         kept=[name for name in state if name not in filled],
         unused=[name for name in weights.tensors if name not in used],
         trained_on=weights.trained_on,
         labels_of=weights.labels_of,
-        notes=[*weights.notes, *_choices(weights, found)],
+        notes=[*weights.notes, *_choices(weights, chosen)],
     )
 
 
-def _choices(weights: Weights, found: KeyMap) -> list[str]:
+def _choices(weights: Weights, chosen: KeyMap) -> list[str]:
     """Which of several towers was taken, in words; a warning where no rule decides."""
-    told = []
-    for what, tower in (("image", found.image), ("text", found.text)):
+    sentences = []
+    for what, tower in (("image", chosen.image), ("text", chosen.text)):
         if not tower.rivals:
             continue
         others = _some(f'"{place}*"' for place in tower.rivals)
@@ -145,13 +145,13 @@ def _choices(weights: Weights, found: KeyMap) -> list[str]:
             f'the {what} encoder is "{tower.place}*", not {others}; for that one write '
             f"init_from={weights.path}{PART}{tower.rivals[0]}"
         )
-        told.append(sentence)
+        sentences.append(sentence)
         if not tower.ranked:
             console.warn(
                 f"init_from: {weights.path} holds this network several times, and no name says "
                 f"which is meant: {sentence}"
             )
-    return told
+    return sentences
 
 
 def _refuse_odd_values(weights: Weights, taken: dict[str, str]) -> None:
@@ -169,7 +169,7 @@ def _refuse_odd_values(weights: Weights, taken: dict[str, str]) -> None:
 
 
 def _look_at_the_image_encoder(
-    model: PretrainingModel, weights: Weights, encoder: list[str], found: KeyMap
+    model: PretrainingModel, weights: Weights, encoder: list[str], chosen: KeyMap
 ) -> None:
     """Warn of tensors of the encoder that a file does not fill, and of those of the same network
     that are left over.
@@ -177,10 +177,10 @@ def _look_at_the_image_encoder(
     Raises:
         UserError: a checkpoint of ours, in which there are neither when it is one of this encoder.
     """
-    missing = [name for name in encoder if name not in found.taken]
+    missing = [name for name in encoder if name not in chosen.taken]
     rest = [name for name in missing if not name.endswith(COUNTERS)]
     needed = [name for name in rest if not OF_A_SIZE.search(name)]
-    surplus = _beyond(model, encoder, found.image)
+    surplus = _beyond(model, encoder, chosen.image)
     some = f"{len(missing)} of the {len(encoder)} tensors of this encoder"
     if weights.encoder is not None and (needed or surplus):
         there = weights.encoder.get("backbone", "another network")
@@ -215,12 +215,12 @@ def _beyond(model: PretrainingModel, encoder: list[str], tower: Tower) -> list[s
     return [name for name, inner in names if DIGITS.sub("#", inner) not in here]
 
 
-def _look_at_the_text_encoder(weights: Weights, text: list[str], found: KeyMap) -> None:
+def _look_at_the_text_encoder(weights: Weights, text: list[str], chosen: KeyMap) -> None:
     """Warn of tensors of the text encoder that a file does not fill, though it holds one, and of
     those of the same network that are left over.
     """
-    tower = found.text
-    rest = [name for name in text if name not in found.taken and not _is_added(name)]
+    tower = chosen.text
+    rest = [name for name in text if name not in chosen.taken and not _is_added(name)]
     if rest and (tower.taken or 2 * len(tower.reshaped) >= len(text)):
         console.warn(
             f"init_from: {len(rest)} of the {len(text)} tensors of the text encoder are not in "

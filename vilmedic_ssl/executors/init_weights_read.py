@@ -199,15 +199,19 @@ def _tensors(
     Numbers and vectors that lie alone (a best score, mean and deviation of the images, a count) are
     no state dict where there is a matrix elsewhere.
     """
-    found = dict(_state_dicts(content))
-    large = {way: held for way, held in found.items() if any(t.dim() > 1 for t in held.values())}
-    if not found and left_out:
+    state_dicts = dict(_state_dicts(content))
+    large = {
+        way: held for way, held in state_dicts.items() if any(t.dim() > 1 for t in held.values())
+    }
+    if not state_dicts and left_out:
         raise _objects(path, getattr(content, "stands_for", left_out[0]), where)
-    if not found:
+    if not state_dicts:
         keys = list(map(str, content))[:6] if isinstance(content, Mapping) else []
-        told = f"its entries are {', '.join(keys)}" if keys else f"a {type(content).__name__}"
-        raise UserError(f"{where}: no tensors with names in {path} ({told}); save a state_dict")
-    return large or found
+        content_is = f"its entries are {', '.join(keys)}" if keys else f"a {type(content).__name__}"
+        raise UserError(
+            f"{where}: no tensors with names in {path} ({content_is}); save a state_dict"
+        )
+    return large or state_dicts
 
 
 def _state_dicts(
@@ -261,8 +265,8 @@ def _scored(
         return held, []
     average, other = (".".join(ways[0]) for ways in (averages, same))
     hint = f" ({PART}{other}. behind the file takes that)" if other else ""
-    told = f'the moving average in "{average}" is taken, not "{other}"{hint}'
-    return {way: tensors for way, tensors in held.items() if way not in same}, [told]
+    note = f'the moving average in "{average}" is taken, not "{other}"{hint}'
+    return {way: tensors for way, tensors in held.items() if way not in same}, [note]
 
 
 def _sizes(content: Any) -> dict[str, Any]:

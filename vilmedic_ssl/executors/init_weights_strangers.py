@@ -101,8 +101,8 @@ def _wanted_by(message: str) -> tuple[str, type[Placeholder]]:
     """(a name that torch stopped at, what is to stand for it); "" where it stopped for another
     reason.
     """
-    if found := REFUSED.search(message):  # torch leaves `builtins.` out
-        return (found[1] if "." in found[1] else f"builtins.{found[1]}"), Placeholder
-    if found := UNFILLED.search(message):
-        return found[2], Items if found[1] == "SETITEM" else Row
+    if match := REFUSED.search(message):  # torch leaves `builtins.` out
+        return (match[1] if "." in match[1] else f"builtins.{match[1]}"), Placeholder
+    if match := UNFILLED.search(message):
+        return match[2], Items if match[1] == "SETITEM" else Row
     return "", Placeholder
