@@ -171,9 +171,9 @@ def test_a_moving_average_in_an_entry_of_its_own_is_taken(key, tmp_path):
     for content in ({"model": OTHER, key: ONE}, {key: pre("module.", ONE), "model": OTHER}):
         torch.save(content, tmp_path / "w.pth")
         model = model_of()
-        told = start_from(model, tmp_path / "w.pth").describe()
+        message = start_from(model, tmp_path / "w.pth").describe()
         assert_filled(model, ONE)
-        assert f'the moving average in "{key}" is taken, not "model"' in told
+        assert f'the moving average in "{key}" is taken, not "model"' in message
         start_from(model, f"{tmp_path / 'w.pth'}::model.")
         assert_filled(model, OTHER)
 
@@ -186,8 +186,8 @@ def test_networks_that_no_name_tells_apart_are_warned_of(tmp_path, capsys):
         model = model_of()
         start_from(model, tmp_path / "w.pth")
         assert_filled(model, ONE)
-        told = " ".join(capsys.readouterr().err.split())
-        assert "holds this network several times" in told and "::right." in told
+        message = " ".join(capsys.readouterr().err.split())
+        assert "holds this network several times" in message and "::right." in message
     with pytest.raises(UserError, match="begins with 'middle'; they begin with left, right"):
         read_weights(f"{tmp_path / 'w.pth'}::middle")
 
@@ -236,10 +236,10 @@ def test_what_is_left_over_of_the_network_is_named(name, prefix, tmp_path, capsy
     weights = more(drawn(encoder["backbone"], **encoder.get("options", {})))
     torch.save(pre(prefix, weights), tmp_path / "w.pth")
     start_from(model_of(encoder), tmp_path / "w.pth")
-    told = " ".join(capsys.readouterr().err.split())
-    assert "is of a deeper or another network" in told and "have no place in this one" in told
+    message = " ".join(capsys.readouterr().err.split())
+    assert "is of a deeper or another network" in message and "have no place in this one" in message
     known = set(drawn(encoder["backbone"], **encoder.get("options", {})))
-    assert prefix + next(k for k in weights if k not in known and "num_b" not in k) in told
+    assert prefix + next(k for k in weights if k not in known and "num_b" not in k) in message
 
 
 @pytest.mark.parametrize("name", timm.list_models("test_*"))
@@ -335,13 +335,13 @@ def test_nothing_in_a_file_is_executed(kind, zipped, tmp_path):
 @pytest.mark.parametrize("zipped", [True, False])
 def test_weights_inside_objects_are_refused(zipped, tmp_path):
     net = timm.create_model("test_resnet")
-    for content, told in (
+    for content, message in (
         (net, r"object of timm\.models\.resnet\.ResNet"),
         ({"model": net}, "an object of timm"),
         ({"model": {k: v.numpy() for k, v in ONE.items()}}, "an object of numpy"),
     ):
         torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
-        with pytest.raises(UserError, match=told + ".*write its weights alone"):
+        with pytest.raises(UserError, match=message + ".*write its weights alone"):
             start_from(model_of(), tmp_path / "w.pth")
     torch.save({k: v.to("meta") for k, v in ONE.items()}, tmp_path / "w.pth")
     with pytest.raises(UserError, match="not finite"):
@@ -350,8 +350,11 @@ def test_weights_inside_objects_are_refused(zipped, tmp_path):
 
 def test_what_is_left_out_is_said(tmp_path):
     torch.save({"model": ONE, "args": argparse.Namespace(), "c": Settings()}, tmp_path / "w.pth")
-    told = start_from(model_of(), tmp_path / "w.pth").describe()
-    assert "objects beside the weights left out: argparse.Namespace" in told and "Settings" in told
+    message = start_from(model_of(), tmp_path / "w.pth").describe()
+    assert (
+        "objects beside the weights left out: argparse.Namespace" in message
+        and "Settings" in message
+    )
 
 
 # ---------------------------------------------------------------- text encoders
@@ -367,7 +370,7 @@ def bert(layers=2, **sizes):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (bert(layers=3), "holds a deeper or another text encoder"),
         (bert(layers=1), "tensors of the text encoder are not in"),
@@ -375,14 +378,14 @@ def bert(layers=2, **sizes):
         (bert(hidden_size=16, intermediate_size=64), "tensors of the text encoder are not in"),
     ],
 )
-def test_another_text_encoder_is_said(text, told, tmp_path, capsys):
+def test_another_text_encoder_is_said(text, message, tmp_path, capsys):
     model = model_of(name="ConVIRT")
     assert TEXT["num_hidden_layers"] == 2
     weights = pre("visual.", ONE) | pre("text.bert.", text.state_dict())
     torch.save(weights, tmp_path / "w.pth")
     start_from(model, tmp_path / "w.pth")
     assert_filled(model, ONE)
-    assert told in " ".join(capsys.readouterr().err.split())
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.fixture
@@ -413,7 +416,7 @@ def test_a_folder_that_does_not_fit_is_refused_by_name(folder, capsys):
     path, weights, write = folder
     encoder = r"lacks \d+ of the \d+ tensors of this encoder \("
     names = sorted(weights)
-    for broken, told in (
+    for broken, message in (
         ({f"x{i}": v for i, v in enumerate(weights.values())}, encoder),
         ({k: v for k, v in weights.items() if "layer.3." not in k}, encoder + r"encoder\.layer\.3"),
         ({k: v for k, v in weights.items() if k != names[0]}, encoder + names[0]),
@@ -422,7 +425,7 @@ def test_a_folder_that_does_not_fit_is_refused_by_name(folder, capsys):
         (pre("a.", weights) | pre("b.", {k: v + 0 for k, v in weights.items()}), encoder),
     ):
         write({k: v.contiguous() for k, v in broken.items()})
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             TextEncoder(proto=str(path))
     capsys.readouterr()
     write({k: v for k, v in weights.items() if not k.startswith("pooler.")})

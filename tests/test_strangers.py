@@ -71,8 +71,8 @@ def stored(name):
     config = check(load("config/SELFSUP/convirt-phantom.yml", keys))
     model, tokenizer = node_of(name, "batch norm"), None
     if name in ("ConVIRT", "DALLE"):
-        made = train_tokenizer(REPORTS, 200)
-        tokenizer = as_data(made)
+        trained = train_tokenizer(REPORTS, 200)
+        tokenizer = as_data(trained)
         if "encoder" in model:
             keys = {**model["encoder"], "proto": None, "intermediate_size": None}
             model["encoder"] = {**model["encoder"], "config": architecture(keys)}
