@@ -16,7 +16,8 @@ from vilmedic_ssl.config import load
 from vilmedic_ssl.errors import ConfigError, Leak, Unobtainable, UserError
 from vilmedic_ssl.executors import checkpoint
 from vilmedic_ssl.executors.ensemblor import choose_checkpoints
-from vilmedic_ssl.executors.init_weights import _look_at_the_rest, start_from
+from vilmedic_ssl.executors.init_weights import _look_at_the_image_encoder, start_from
+from vilmedic_ssl.executors.init_weights_map import KeyMap
 from vilmedic_ssl.executors.init_weights_read import Weights, read_weights
 from vilmedic_ssl.experiment import ensemble, train
 from vilmedic_ssl.experiment.data import dataset_of
@@ -279,7 +280,8 @@ def test_an_encoder_is_filled_whole_or_it_is_said(tmp_path, capsys):
     told = capsys.readouterr().err
     assert "96 of the 216 tensors of this encoder are not in" in told and "start afresh" in told
     ours = Weights(tmp_path, {}, "cnn.", torch.empty(0), torch.empty(0), node["cnn"])
-    _look_at_the_rest(new, ours, ["cnn.net.attn.relative_position_bias_table"], {})
+    tables = ["cnn.net.attn.relative_position_bias_table"]
+    _look_at_the_image_encoder(new, ours, tables, KeyMap({}, {}))
     assert "1 of the 1 tensors" in capsys.readouterr().err
 
 

@@ -71,8 +71,8 @@ def stored(name):
     config = check(load("config/SELFSUP/convirt-phantom.yml", keys))
     model, tokenizer = node_of(name, "batch norm"), None
     if name in ("ConVIRT", "DALLE"):
-        made = train_tokenizer(REPORTS, 200)
-        tokenizer = as_data(made)
+        trained = train_tokenizer(REPORTS, 200)
+        tokenizer = as_data(trained)
         if "encoder" in model:
             keys = {**model["encoder"], "proto": None, "intermediate_size": None}
             model["encoder"] = {**model["encoder"], "config": architecture(keys)}
@@ -189,6 +189,8 @@ def test_a_hostile_config_is_refused_in_one_sentence(name, key, value, contents,
         (("ema",), {"a": 1}),
         (("config",), None),
         (("config", "model", "proto"), 3),
+        (("config", "model", "encoder"), BAIT),
+        (("config", "model", "cnn"), [BAIT]),
     ],
 )
 def test_entries_of_another_kind_are_refused(path, value, contents, tmp_path, quiet):

@@ -175,8 +175,8 @@ def described(
         UserError: it describes no model.
     """
     stored = sealed(content["config"]["model"])
-    made = find(stored["proto"], folder="models", where=f"{file}: model.proto")
-    model_node = complete(stored, made, "model")
+    method = find(stored["proto"], folder="models", where=f"{file}: model.proto")
+    model_node = complete(stored, method, "model")
     node = {**content["config"], "model": model_node}
     texts = texts_for(node, content)
     take_text(node, content, texts)

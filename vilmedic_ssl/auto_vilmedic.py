@@ -20,7 +20,8 @@ from vilmedic_ssl.data.texts import Texts, TextSettings
 from vilmedic_ssl.data.tokenizers import as_data, load_tokenizer, restore
 from vilmedic_ssl.data.transforms import IMAGENET, Transform
 from vilmedic_ssl.errors import ConfigError, Unobtainable, UserError
-from vilmedic_ssl.executors.init_weights import UNREAD, start_from
+from vilmedic_ssl.executors.init_weights import start_from
+from vilmedic_ssl.executors.init_weights_tower import COUNTERS
 from vilmedic_ssl.models.base import PretrainingModel
 from vilmedic_ssl.schema import build
 
@@ -86,7 +87,7 @@ def load(folder: Path) -> Loaded:
         texts.limit = made.encoder.net.config.max_position_embeddings - 2
     start = start_from(made, files[0])
     console.say(start.describe().removeprefix("init_from "))
-    missing = [n for n in start.kept if not n.endswith(UNREAD) and not n.startswith(LEARNED)]
+    missing = [n for n in start.kept if not n.endswith(COUNTERS) and not n.startswith(LEARNED)]
     if missing:
         raise UserError(
             f"{files[0]} lacks {len(missing)} tensors of the model that {CONFIG} describes, for "

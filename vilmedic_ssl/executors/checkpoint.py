@@ -297,7 +297,7 @@ def load_weights(model: torch.nn.Module, weights: dict[str, Any], source: Path) 
     """Copy weights into a model, all of them.
 
     Raises:
-        UserError: names or shapes differ; the sentence names the first.
+        UserError: names or shapes differ, or values are not finite; the sentence names the first.
     """
     weights = {name.removeprefix("module."): value for name, value in weights.items()}
     own = model.state_dict()
@@ -317,4 +317,18 @@ def load_weights(model: torch.nn.Module, weights: dict[str, Any], source: Path) 
             f"{tuple(weights[name].shape)} there and "
             f"{tuple(own[name].shape)} here; use the config it was trained with"
         )
+    odd = [name for name in own if not is_finite(weights[name])]
+    if odd:
+        raise UserError(
+            f"{source}: {len(odd)} tensors hold values that are not finite, {odd[0]} for example: "
+            "its training diverged; take an earlier checkpoint"
+        )
     model.load_state_dict(weights)
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """True when every value of a tensor is there and a finite number."""
+    if tensor.is_meta:  # saved without its values
+        return False
+    wide = tensor.float() if tensor.is_floating_point() else tensor  # 8-bit floats cannot be asked
+    return bool(torch.isfinite(wide).all())

@@ -15,13 +15,23 @@ later `visual.model`, as an nn.Sequential of torchvision's children, the text en
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.executors.init_weights_read import Weights
+from vilmedic_ssl.executors.init_weights_tower import (
+    Names,
+    Tower,
+    find_tower,
+    joined,
+    rank,
+    same,
+    spelled,
+    surplus_of,
+)
 from vilmedic_ssl.nets.vision import VisualEncoder
 from vilmedic_ssl.schema import schema
 
@@ -36,20 +46,29 @@ CALLED = {
     "local_embedder": ("local_embedder",),
 }
 TARGET = "target_"
-FOLLOWS = re.compile(r"(^|[._])(target|teacher|momentum|ema)|encoder_k")
-POSITIONS = "pos_embed"
-# Children of a ResNet that was cut into an nn.Sequential; 2, 3 and 8 have no tensors.
-NUMBERED = {"0": "conv1", "1": "bn1", **{str(i + 3): f"layer{i}" for i in (1, 2, 3, 4)}}
 SHOWN = 3  # names in a refusal
 # Keys of an encoder that decide which tensors it has.
 SHAPE = ("backbone", "output_layer", "stem", "width", "selective_kernels", "options")
 
-Names = dict[str, str]
+
+@dataclass(frozen=True)
+class KeyMap:
+    """What a model takes from where.
+
+    Attributes:
+        taken: own name -> theirs.
+        parts: beginning of own names -> beginning of theirs; empty where all names are the same.
+        image, text: where the encoders lie.
+    """
+
+    taken: Names
+    parts: Names
+    image: Tower = Tower()
+    text: Tower = Tower()
 
 
-def key_map(own: Mapping[str, Tensor], weights: Weights, core: str = "") -> tuple[Names, Names]:
-    """(own name -> theirs, beginning of own names -> beginning of theirs); the second is empty
-    where all names are the same.
+def key_map(own: Mapping[str, Tensor], weights: Weights, core: str = "") -> KeyMap:
+    """Which tensor of a file goes where.
 
     Args:
         core: beginning of all own names that files of another program leave out.
@@ -57,20 +76,20 @@ def key_map(own: Mapping[str, Tensor], weights: Weights, core: str = "") -> tupl
     Raises:
         UserError: fewer than half of the encoder's tensors are found.
     """
-    if all(_same(tensor, weights.tensors.get(name)) for name, tensor in own.items()):
-        return {name: name for name in own}, {}
+    if all(same(tensor, weights.tensors.get(name)) for name, tensor in own.items()):
+        towers = [_by_name(own, weights.tensors, part) for part in (ENCODER, TEXT)]
+        return KeyMap({name: name for name in own}, {}, *towers)
     inner = {name: name.removeprefix(core) for name in own}
-    if core and all(_same(own[name], weights.tensors.get(n)) for name, n in inner.items()):
-        return inner, {core: ""}
-    taken, place = _encoder(own, weights)
-    parts = {"cnn.": place}
-    text, home = _text_encoder(own, weights)
-    taken |= text
-    parts |= {TEXT.split(".")[0] + ".": home} if text else {}
+    if core and all(same(own[name], weights.tensors.get(n)) for name, n in inner.items()):
+        return KeyMap(inner, {core: ""})
+    image, text = _encoder(own, weights), _text_encoder(own, weights)
+    taken = image.taken | text.taken
+    parts = {"cnn.": image.place}
+    parts |= {TEXT.split(".")[0] + ".": text.place} if text.taken else {}
     for part in dict.fromkeys(name.split(".")[0] for name in own):
         if part == "cnn" or f"{part}." in parts or part.startswith(TARGET):
             continue
-        names, home = _head(part, own, weights.tensors, ours=place.endswith(ENCODER))
+        names, home = _head(part, own, weights.tensors, ours=image.place.endswith(ENCODER))
         taken |= names
         parts |= {f"{part}.": home} if names else {}
     for name in own:
@@ -79,7 +98,14 @@ def key_map(own: Mapping[str, Tensor], weights: Weights, core: str = "") -> tupl
             taken[name] = taken[followed]
             part = f"{followed.split('.')[0]}."
             parts[TARGET + part] = parts[part]
-    return taken, parts
+    return KeyMap(taken, parts, image, text)
+
+
+def _by_name(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], part: str) -> Tower:
+    """A network of ours that lies in a file under its own names."""
+    names = {name: name for name in own if name.startswith(part)}
+    wanted = {spelled(name.removeprefix(part)): name for name in names}
+    return Tower(part, names, surplus=surplus_of(wanted, part, names.values(), theirs))
 
 
 def fitted(mine: Tensor, theirs: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, str]:
@@ -114,54 +140,38 @@ def fitted(mine: Tensor, theirs: Tensor, grid: tuple[int, int] | None) -> tuple[
     return resized, f"from {side} x {side} to {grid[0]} x {grid[1]} positions"
 
 
-def _encoder(own: Mapping[str, Tensor], weights: Weights) -> tuple[Names, str]:
-    """(own name -> theirs, where theirs lie) for the image encoder."""
-    wanted = {_spelled(n.removeprefix(ENCODER)): n for n in own if n.startswith(ENCODER)}
+def _encoder(own: Mapping[str, Tensor], weights: Weights) -> Tower:
+    """Where the image encoder lies.
+
+    Raises:
+        UserError: fewer than half of its tensors are found.
+    """
+    wanted = {spelled(n.removeprefix(ENCODER)): n for n in own if n.startswith(ENCODER)}
     if not wanted:
         raise UserError(
             "init_from: the model keeps no encoder under `cnn`, so it can only start from a "
             "checkpoint of its own kind, with all tensors; leave init_from out"
         )
-    found, best = _tower(own, wanted, weights, weights.judged or "")
-    if 2 * len(found) < len(wanted):
-        raise UserError(_foreign(own, list(wanted.values()), weights, len(found)))
-    return found, best
+    tower = find_tower(own, wanted, weights.tensors, weights.judged or "")
+    if 2 * len(tower.taken) < len(wanted):
+        raise UserError(_foreign(own, list(wanted.values()), weights, tower))
+    return tower
 
 
-def _text_encoder(own: Mapping[str, Tensor], weights: Weights) -> tuple[Names, str]:
-    """(own name -> theirs, where theirs lie) for the text encoder; nothing if the model has none,
-    or the file less than half of it.
+def _text_encoder(own: Mapping[str, Tensor], weights: Weights) -> Tower:
+    """Where the text encoder lies; nothing is taken if the model has none, or the file less than
+    half of it.
     """
     wanted = {n.removeprefix(TEXT): n for n in own if n.startswith(TEXT)}
-    found, best = _tower(own, wanted, weights, TEXT if weights.judged is not None else "")
-    if not wanted or 2 * len(found) < len(wanted):
-        return {}, ""
-    outer = best.removesuffix("encoder.")
+    judged = TEXT if weights.judged is not None else ""
+    tower = find_tower(own, wanted, weights.tensors, judged)
+    if not wanted or 2 * len(tower.taken) < len(wanted):
+        return replace(tower, taken={}, surplus=[], rivals=[])
+    outer = tower.place.removesuffix("encoder.")
     for key, name in wanted.items():  # the pooling layer beside an encoder is the one that is read
-        if key.startswith("pooler.") and _same(own[name], weights.tensors.get(outer + key)):
-            found[name] = outer + key
-    return found, best
-
-
-def _tower(
-    own: Mapping[str, Tensor], wanted: Names, weights: Weights, judged: str
-) -> tuple[Names, str]:
-    """(own name -> theirs, where theirs lie) for a network, from where most of its tensors lie.
-
-    Args:
-        wanted: name within the network -> own name.
-        judged: where it must lie if anything in the file does.
-    """
-    places: dict[str, Names] = {}
-    for name in [n for n in weights.tensors if n.startswith(judged)] or weights.tensors:
-        words = name.split(".")
-        for i in range(len(words)):
-            rest = ".".join(words[i:])
-            key = rest if rest in wanted else _spelled(rest)
-            if key in wanted and _fits(wanted[key], own[wanted[key]], weights.tensors[name]):
-                places.setdefault(_joined(words[:i]), {})[wanted[key]] = name
-    best = max(places, key=lambda p: (len(places[p]), not FOLLOWS.search(p)), default="")
-    return places.get(best, {}), best
+        if key.startswith("pooler.") and same(own[name], weights.tensors.get(outer + key)):
+            tower.taken[name] = outer + key
+    return tower
 
 
 def _head(
@@ -173,7 +183,7 @@ def _head(
     names = [name for name in own if name == part or name.startswith(f"{part}.")]
     for home in _homes(part, theirs, ours=ours):
         found = {name: home.removesuffix(".") + name.removeprefix(part) for name in names}
-        if all(_same(own[name], theirs.get(source)) for name, source in found.items()):
+        if all(same(own[name], theirs.get(source)) for name, source in found.items()):
             return found, home
     return {}, ""
 
@@ -187,45 +197,19 @@ def _homes(part: str, theirs: Iterable[str], *, ours: bool) -> list[str]:
         words = name.split(".")
         for i, word in enumerate(words):
             if word in CALLED[part]:
-                homes[_joined(words[: i + 1])] = word
-    return sorted(homes, key=lambda home: (homes[home] != part, bool(FOLLOWS.search(home))))
+                homes[joined(words[: i + 1])] = word
+    return sorted(homes, key=lambda home: (homes[home] != part, rank(home), len(home), home))
 
 
-def _spelled(key: str) -> str:
-    """A tensor's name in a ResNet whose children are numbered, as in one where they have names."""
-    first, dot, rest = key.partition(".")
-    return f"{NUMBERED.get(first, first)}{dot}{rest}"
-
-
-def _joined(words: Iterable[str]) -> str:
-    return "".join(f"{word}." for word in words)
-
-
-def _same(mine: Tensor, theirs: Tensor | None) -> bool:
-    return theirs is not None and mine.shape == theirs.shape
-
-
-def _fits(name: str, mine: Tensor, theirs: Tensor) -> bool:
-    """True when `fitted` makes one of the other: the same shape; a convolution of one channel and
-    one of three; position embeddings (1, N, D) for images of other sizes.
-    """
-    if mine.shape == theirs.shape or mine.dim() != theirs.dim():
-        return mine.shape == theirs.shape
-    if name.endswith(POSITIONS):
-        return mine.dim() == 3 and mine.shape[::2] == theirs.shape[::2]
-    others = [side for side in range(mine.dim()) if side != 1]
-    stem = mine.dim() == 4 and {mine.shape[1], theirs.shape[1]} == {1, 3}
-    return stem and all(mine.shape[side] == theirs.shape[side] for side in others)
-
-
-def _foreign(own: Mapping[str, Tensor], wanted: list[str], weights: Weights, found: int) -> str:
-    """Why a file is no start for an encoder."""
-    here = ", ".join(f"{n} {tuple(own[n].shape)}" for n in wanted[:SHOWN])
-    some = list(weights.tensors.items())[:SHOWN]
-    there = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in some)
+def _foreign(own: Mapping[str, Tensor], wanted: list[str], weights: Weights, tower: Tower) -> str:
+    """Why a file is no start for an encoder: by tensors of one name and two shapes, if any."""
+    shown = list(tower.reshaped)[:SHOWN] or wanted[:SHOWN]
+    here = ", ".join(f"{name} {tuple(own[name].shape)}" for name in shown)
+    some = list(tower.reshaped.values())[:SHOWN] or list(weights.tensors)[:SHOWN]
+    there = ", ".join(f"{name} {tuple(weights.tensors[name].shape)}" for name in some)
     return (
-        f"init_from: {weights.path} holds {found} of the {len(wanted)} tensors of this encoder "
-        f"(here {here} ...; there {there} ...); {as_trained(weights)}"
+        f"init_from: {weights.path} holds {len(tower.taken)} of the {len(wanted)} tensors of this "
+        f"encoder (here {here} ...; there {there} ...); {as_trained(weights)}"
     )
 
 

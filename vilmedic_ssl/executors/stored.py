@@ -17,6 +17,7 @@ from torch import Tensor
 from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.schema import without_weights
 
+BLOCKS = ("cnn", "encoder", "vae", "dalle", "loss", "teacher")  # keys of a model that hold keys
 OUTSIDE = ("proto", "ckpt")  # of a text encoder and of a VAE: where weights once came from
 
 
@@ -31,6 +32,8 @@ def refuse_malformed(content: Mapping[str, Any], path: Path) -> None:
     tokenizer, names = content.get("tokenizer"), content.get("label_names")
     form = {
         "config.model.proto": isinstance(proto, str),
+        "config.model": isinstance(model, Mapping)
+        and all(isinstance(model.get(block), Mapping | None) for block in BLOCKS),
         "config.dataset": isinstance(dataset, Mapping),
         "seed": content["seed"] is None or type(content["seed"]) is int,
         "model": _are_tensors(content["model"]),

@@ -10,13 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vilmedic_ssl import console
 from vilmedic_ssl.auto import described
 from vilmedic_ssl.data.images import take_channels
 from vilmedic_ssl.data.transforms import Transform
 from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.executors import checkpoint
+from vilmedic_ssl.executors.checkpoint import is_finite
 from vilmedic_ssl.executors.features import Source
 from vilmedic_ssl.executors.init_weights_read import Weights
+from vilmedic_ssl.executors.init_weights_tower import Tower, find_tower, spelled
 from vilmedic_ssl.executors.stored import sealed
 from vilmedic_ssl.experiment.scoring import features_of
 from vilmedic_ssl.experiment.settings import load_config, typed
@@ -114,7 +117,8 @@ def foreign_subject(
     pattern = timm.create_model(backbone, num_classes=1)
     told: Any = pattern.pretrained_cfg
     first, last = (_first_name(told.get(key)) for key in ("first_conv", "classifier"))
-    stem, head = (_one_tensor(held, f"{name}.weight") for name in (first, last))
+    place = _tower(pattern, held).place
+    stem, head = (_one_tensor(held, f"{place}{name}.weight") for name in (first, last))
     given: dict[str, Any] = {"num_classes": len(head), "in_chans": stem.shape[1]}
     if size is not None and told.get("fixed_input_size"):
         given["img_size"] = size
@@ -143,27 +147,47 @@ def _first_name(names: Any) -> str:
 
 
 def _one_tensor(held: Weights, name: str) -> Tensor:
-    """The tensor whose name is, or ends with, a name."""
-    found = [n for n in held.tensors if n == name or n.endswith(f".{name}")]
-    if not found:
+    """The tensor of a name."""
+    if name not in held.tensors:
         raise UserError(
             f"{held.path} has no {name!r}: it holds no classifier, or that of another network (it "
             f"has {', '.join(list(held.tensors)[:3])} ...); correct --backbone"
         )
-    return held.tensors[min(found, key=len)]
+    return held.tensors[name]
+
+
+def _tower(net: nn.Module, held: Weights) -> Tower:
+    """Where a network lies in a file."""
+    own = net.state_dict()
+    return find_tower(own, {spelled(name): name for name in own}, held.tensors)
 
 
 def _load(net: nn.Module, held: Weights, backbone: str) -> None:
-    """Fill a network; what stands before every name in the file is dropped."""
-    own = net.state_dict()
-    ends = [name for name in held.tensors if name.endswith(next(iter(own)))]
-    before = min(ends, key=len).removesuffix(next(iter(own))) if ends else ""
-    found = {name: held.tensors.get(before + name) for name in own}
-    for name, tensor in found.items():
-        if tensor is None or tensor.shape != own[name].shape:
-            there = "missing" if tensor is None else tuple(tensor.shape)
-            raise UserError(
-                f"{held.path} does not fit {backbone}: {before}{name} is {there}, not "
-                f"{tuple(own[name].shape)}; correct --backbone, or --size"
-            )
-    net.load_state_dict(found)
+    """Fill a network; what stands before every name in the file is dropped.
+
+    Raises:
+        UserError: tensors are missing, left over, of another shape, or not finite.
+    """
+    own, tower = net.state_dict(), _tower(net, held)
+    missing = [name for name in own if name not in tower.taken]
+    for name in missing:
+        there = tower.reshaped.get(name)
+        shape = "missing" if there is None else tuple(held.tensors[there].shape)
+        raise UserError(
+            f"{held.path} does not fit {backbone}: {tower.place}{name} is {shape}, not "
+            f"{tuple(own[name].shape)}; correct --backbone, or --size"
+        )
+    if tower.surplus:
+        raise UserError(
+            f"{held.path} does not fit {backbone}: {len(tower.surplus)} of its tensors have no "
+            f"place there, {tower.surplus[0]} for example; correct --backbone"
+        )
+    odd = [name for name, theirs in tower.taken.items() if not is_finite(held.tensors[theirs])]
+    if odd:
+        raise UserError(
+            f"{held.path}: {len(odd)} tensors hold values that are not finite, {odd[0]} for "
+            "example; take other weights"
+        )
+    for rival in tower.rivals:
+        console.say(f'{held.path}: "{tower.place}*" is explained, not "{rival}*"')
+    net.load_state_dict({name: held.tensors[theirs] for name, theirs in tower.taken.items()})

@@ -41,8 +41,8 @@ class Experiment:
         ckpt: checkpoint to resume from or to evaluate: last, best, or a file in the run folder.
         init_from: where a new training takes its first weights from: a run folder (best checkpoint,
             else the last; of several seeds that of `seed`), a checkpoint, or a file of weights of
-            another program (.pth, .pt, .bin, .ckpt, .safetensors); what fits is taken and told. A
-            training that resumes takes none.
+            another program (.pth, .pt, .bin, .ckpt, .safetensors), FILE::PREFIX for one of several
+            networks in it; what fits is taken and told. A training that resumes takes none.
         overwrite: let a new training replace the files of the same name and seed.
         device: cuda, mps or cpu; null = the best there is.
         num_workers: processes that read images; null = one per spare core, at most four.

@@ -132,13 +132,13 @@ def _limit(texts: Texts, config: Mapping[str, Any]) -> None:
     """No text longer than the encoder has positions for."""
     from vilmedic_ssl.nets.architecture import text_config
 
-    made = text_config(config)
-    kind = made.model_type
-    positions = getattr(made, "max_position_embeddings", None)
+    encoder = text_config(config)
+    kind = encoder.model_type
+    positions = getattr(encoder, "max_position_embeddings", None)
     if positions is None:
         return
     if kind in ("roberta", "xlm-roberta", "camembert", "longformer"):
-        positions -= made.pad_token_id + 1  # theirs begin behind the padding id
+        positions -= encoder.pad_token_id + 1  # theirs begin behind the padding id
     asked = texts.settings.tokenizer_max_len
     if asked is not None and asked > positions:
         raise ConfigError(

@@ -179,7 +179,7 @@ def architecture(node: Mapping[str, Any], vocab_size: int | None = None) -> dict
         return dict(node["config"])
     if node.get("proto"):
         try:
-            found = AutoConfig.from_pretrained(node["proto"], trust_remote_code=False)
+            config = AutoConfig.from_pretrained(node["proto"], trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise text_weights.unobtainable(node["proto"]) from error
         except Exception as error:  # what a config.json may hold breaks it in any way
@@ -187,7 +187,7 @@ def architecture(node: Mapping[str, Any], vocab_size: int | None = None) -> dict
                 f"model.encoder.proto: the config.json of {node['proto']} cannot be read "
                 f"({' '.join(str(error).split())[:200]}); name the folder of a text encoder"
             ) from error
-        return text_config(found.to_diff_dict()).to_diff_dict()
+        return text_config(config.to_diff_dict()).to_diff_dict()
     sizes = {name: node[name] for name in SIZES if node.get(name) is not None}
     sizes.setdefault("vocab_size", vocab_size or BertConfig().vocab_size)
     sizes.setdefault("intermediate_size", 4 * sizes["hidden_size"])
@@ -206,7 +206,7 @@ def _create(config: dict[str, Any], weights: str | None) -> tuple[nn.Module, boo
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    made = text_config(config)
+    settings = text_config(config)
     if weights is not None:
-        return text_weights.load(made, weights)
-    return AutoModel.from_config(made, trust_remote_code=False), False
+        return text_weights.load(settings, weights)
+    return AutoModel.from_config(settings, trust_remote_code=False), False

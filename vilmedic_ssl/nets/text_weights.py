@@ -100,10 +100,10 @@ def _prefix(missing: Iterable[str], unexpected: Iterable[str]) -> str:
     missing = [key for key in missing if not key.startswith(POOLER)]
     words = {key.rpartition(".")[2] for key in missing}
     theirs = [key for key in unexpected if key.rpartition(".")[2] in words]
-    found = Counter(
+    counts = Counter(
         other.removesuffix(own) for own in missing for other in theirs if other.endswith(f".{own}")
     )
-    best = found.most_common(2)
+    best = counts.most_common(2)
     if not best or (len(best) == 2 and best[0][1] == best[1][1]):
         return ""
     return best[0][0]
