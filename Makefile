@@ -21,9 +21,7 @@ lint: install
 	$(PY) -m mypy
 
 # Tables against a named peer; minutes each, on an otherwise idle machine. docs/speed.md explains them.
-# Of lightly only losses, heads and model parts are used, which need none of its dependencies.
 bench: install
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt lightly
 	$(PY) benchmarks/input.py
 	$(PY) benchmarks/trainor.py
 	$(PY) benchmarks/startup.py
@@ -44,6 +42,7 @@ methods-table: install
 docs: install
 	$(PY) -m sphinx -q -n -W --keep-going -b html -d build/doctrees docs site
 
+# dalle-pytorch and lightly are peers of tests and benchmarks; what is used of them needs none of their dependencies.
 install: $(DONE)
 
 $(DONE): setup.cfg pyproject.toml constraints.txt
@@ -51,7 +50,7 @@ $(DONE): setup.cfg pyproject.toml constraints.txt
 		{ echo "Python 3.11 or newer is needed; write for example PYTHON=python3.12 make demo" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps dalle-pytorch
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps dalle-pytorch lightly
 	@touch $(DONE)
 
 clean:

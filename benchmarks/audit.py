@@ -15,11 +15,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from pairs import console, sized
+
 REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))
-
-from vilmedic_ssl import console  # noqa: E402
-
 SIZES = (64, 128, 256)
 MEASURE = """
 import json, resource, sys, time
@@ -60,7 +58,7 @@ def make(folder: Path, count: int, alike: bool) -> Path:
 
 
 def main() -> None:
-    counts = [int(word) for word in sys.argv[1:]] or [1000, 20000]
+    counts = [int(word) for word in sys.argv[1:]] or sized([1000, 20000], [20])
     workers = max(0, len(os.sched_getaffinity(0)) - 1)
     rows = []
     for count, alike in [(count, alike) for count in counts for alike in (False, True)]:

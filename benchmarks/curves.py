@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pairs import console, verdict
+from pairs import console, sized, verdict
 from peers import Theirs, require
 from torch import nn
 from twins import METHODS, batch_of, twins
@@ -22,7 +22,7 @@ from twins import METHODS, batch_of, twins
 from vilmedic_ssl.executors import gradient_cache
 from vilmedic_ssl.nets.ema import cosine_tau
 
-STEPS, BATCH, RATE = 20, 8, 0.05
+STEPS, BATCH, RATE = sized(20, 2), sized(8, 4), 0.05
 GOAL = 1e-8  # lightly's position embeddings have the accuracy of float32
 
 

@@ -12,7 +12,7 @@ import csv
 import sys
 from pathlib import Path
 
-from pairs import console
+from pairs import console, sized
 from phantom_sides import SIDED
 
 from vilmedic_ssl import ensemble, load_config
@@ -40,7 +40,10 @@ def main() -> None:
     place = sys.argv[1] if len(sys.argv) > 1 else "ckpt"
     judge = plain(load_config("config/SELFSUP/sides-phantom.yml"))["dataset"]["labels"]
     rows = []
-    for some in ({"ids": four_films(judge), "num_images": 16}, {"reports": 1000, "num_images": 2}):
+    for some in (
+        {"ids": four_films(judge), "num_images": sized(16, 1)},
+        {"reports": sized(1000, 2), "num_images": sized(2, 1)},
+    ):
         for scale in (1.0, 3.0):
             config = plain(load_config("config/SELFSUP/dalle-phantom.yml", [f"ckpt_dir={place}"]))
             config["dataset"] |= {"manifest": str(TABLE), "labels": judge}

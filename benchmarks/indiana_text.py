@@ -15,19 +15,17 @@ were set beforehand and never tuned. --keep holds what is done, to go on after a
 import argparse
 import csv
 import os
-import sys
 import time
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from pairs import console, sized  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from vilmedic_ssl import console  # noqa: E402
 from vilmedic_ssl.data.auditing.texts import spelled  # noqa: E402
 from vilmedic_ssl.data.reports import clean  # noqa: E402
 from vilmedic_ssl.data.tokenizers import load_tokenizer  # noqa: E402
@@ -37,7 +35,7 @@ from vilmedic_ssl.metrics.retrieval import pair_ranks  # noqa: E402
 from vilmedic_ssl.nets.text import TextEncoder, pooled  # noqa: E402
 
 FOLDS, KS = 5, (1, 10)
-BATCH, STEPS, RATE, TAU, WARMUP = 64, 84, 2e-4, 0.05, 8
+BATCH, STEPS, RATE, TAU, WARMUP = *sized((64, 84), (4, 2)), 2e-4, 0.05, sized(8, 1)
 LONGEST = {"train": 64, "test": 128}  # tokens
 Report = dict[str, str]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pairs import compare, console, verdict
+from pairs import compare, console, sized, verdict
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -25,7 +25,8 @@ from vilmedic_ssl.data.datasets.image_folder import ImageFolder
 from vilmedic_ssl.data.loader import EpochBatches, Loader
 from vilmedic_ssl.data.transforms import Transform
 
-COUNT, BATCH = 128, 32
+COUNT, BATCH = sized((128, 32), (4, 2))
+SIZES = sized(((512, 224), (96, 64)), ((96, 64),))  # pixels of a file, of a view
 
 
 def draw_files(folder: Path, side: int) -> None:
@@ -79,9 +80,9 @@ def ours(folder: Path, side: int, crop: int, channels: str) -> Loader:
 
 
 def views_per_second(passes: Callable[[], Iterable]) -> float:
-    """Over as many passes as fill half a second."""
+    """Over as many passes as fill half a second (a twentieth at toy size)."""
     views, begin = 0, time.perf_counter()
-    while (spent := time.perf_counter() - begin) < 0.5:
+    while (spent := time.perf_counter() - begin) < sized(0.5, 0.05):
         seen = sum(1 for _ in passes())
         assert seen == COUNT // BATCH
         views += 2 * COUNT
@@ -91,7 +92,7 @@ def views_per_second(passes: Callable[[], Iterable]) -> float:
 def main() -> None:
     torch.set_num_threads(1)
     rows = []
-    for side, crop in ((512, 224), (96, 64)):
+    for side, crop in SIZES:
         with tempfile.TemporaryDirectory() as folder:
             draw_files(Path(folder), side)
             theirs = DataLoader(Theirs(Path(folder), crop), batch_size=BATCH, shuffle=True)

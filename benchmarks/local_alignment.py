@@ -20,13 +20,13 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from pairs import console, resident, verdict
+from pairs import console, resident, sized, verdict
 from torch import Tensor
 from torch.utils import flop_counter
 
 from vilmedic_ssl.losses import gloria
 
-BATCH, PLACES, WIDTH, WORDS = 48, 19, 768, 97
+BATCH, PLACES, WIDTH, WORDS = sized((48, 19, 768, 97), (3, 3, 16, 5))
 WEIGHTS = {"local_loss_weight": 1.0, "global_loss_weight": 1.0}
 TEMPERATURES = {"temp1": 4.0, "temp2": 5.0, "temp3": 10.0}
 
@@ -85,11 +85,12 @@ def seconds(side: str, leaves: list[Tensor], counts: Tensor) -> float:
 
 def rate() -> float:
     """Floating-point operations per second of a large product, the best of three."""
-    x, best = torch.randn(2048, 2048), 0.0
+    side, best = sized(2048, 64), 0.0
+    x = torch.randn(side, side)
     for _ in range(4):
         begin = time.perf_counter()
         x @ x
-        best = max(best, 2 * 2048**3 / (time.perf_counter() - begin))
+        best = max(best, 2 * side**3 / (time.perf_counter() - begin))
     return best
 
 
@@ -159,7 +160,7 @@ def rows(lengths: str, pairs: int, threads: int) -> list[tuple[str, ...]]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--pairs", type=int, default=sized(3, 1))
     parser.add_argument("--alone", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)

@@ -13,12 +13,12 @@ import subprocess
 import sys
 
 import torch
-from pairs import console, resident, verdict
+from pairs import console, resident, sized, verdict
 
 from vilmedic_ssl import build
 from vilmedic_ssl.executors import gradient_cache
 
-LARGE, CHUNK, SIZE = 4096, 32, 64
+LARGE, CHUNK, SIZE = sized((4096, 32, 64), (8, 4, 64))
 GOAL = 1.3
 
 
@@ -53,7 +53,7 @@ def main() -> None:
     if len(sys.argv) == 3:
         return alone(sys.argv[1], int(sys.argv[2]))
     rows = []
-    for backbone in sys.argv[1:] or ["test_resnet", "resnet18"]:
+    for backbone in sys.argv[1:] or sized(["test_resnet", "resnet18"], ["test_resnet"]):
         small, large = peak(backbone, CHUNK), peak(backbone, LARGE)
         pixels = LARGE * 2 * SIZE**2 * 4 / 2**20
         ratio, added = ((b - pixels) / a for a, b in zip(small, large, strict=True))

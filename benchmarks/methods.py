@@ -16,12 +16,12 @@ import sys
 import time
 
 import torch
-from pairs import console, resident, verdict
+from pairs import console, resident, sized, verdict
 from peers import Theirs
 from trainor import InMemory, trained
 from twins import METHODS, batch_of, twins
 
-BATCH, WARM, TAU = 64, 2, 0.996
+BATCH, WARM, TAU = sized(64, 4), 2, 0.996
 MEMORY_STEPS = 3
 
 
@@ -84,9 +84,9 @@ def peak(side: str, name: str, threads: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("methods", nargs="*", default=METHODS)
+    parser.add_argument("methods", nargs="*", default=sized(METHODS, ("SimCLR", "MAE")))
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--pairs", type=int, default=sized(7, 2))
     parser.add_argument("--alone", choices=("ours", "theirs"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)

@@ -1,15 +1,31 @@
-"""Comparisons on a noisy machine: both sides in turn, medians, and the ratio of each pair."""
+"""Comparisons on a noisy machine: both sides in turn, medians, and the ratio of each pair.
 
+Every benchmark takes `--toy`: the same code at the smallest sizes, in seconds, for the tests.
+"""
+
+import os
 import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vilmedic_ssl import console  # noqa: E402
 
-ROUNDS = 7
+TOY = "--toy" in sys.argv or "BENCHMARK_TOY" in os.environ
+if TOY:
+    sys.argv = [word for word in sys.argv if word != "--toy"]
+    os.environ["BENCHMARK_TOY"] = "1"  # for the processes that a benchmark starts
+
+
+def sized(full: Any, toy: Any) -> Any:
+    """A size of a benchmark, or with `--toy` its smallest one."""
+    return toy if TOY else full
+
+
+ROUNDS = sized(7, 1)
 
 
 def compare(

@@ -9,9 +9,9 @@ import statistics
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from pairs import console
 
-from vilmedic_ssl import console, ensemble, load_config, train  # noqa: E402
+from vilmedic_ssl import ensemble, load_config, train
 
 MEASURES = ("accuracy", "balanced_accuracy", "auroc", "auprc")
 MEASURES += ("chance", "energy_inside", "energy_elsewhere", "pointing_game")  # of grad_cam

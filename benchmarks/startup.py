@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 
-from pairs import compare, console
+from pairs import compare, console, sized
 
 OURS = [sys.executable, "-m", "vilmedic_ssl.cli"]
 LIBRARIES = (
@@ -58,7 +58,7 @@ def main() -> None:
         ):
             console.say(name)
             a, b, _ = compare(
-                lambda c=ours: seconds(c), lambda c=least[beside]: seconds(c), rounds=5
+                lambda c=ours: seconds(c), lambda c=least[beside]: seconds(c), rounds=sized(5, 1)
             )
             memory = f"{run(ours)[1]:,.0f}", f"{run(least[beside])[1]:,.0f}"
             rows.append((name, f"{a:.2f}", f"{b:.2f}", f"{a - b:+.2f}", beside, *memory))

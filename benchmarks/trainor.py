@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from pairs import console, verdict
+from pairs import console, sized, verdict
 
 from vilmedic_ssl import build
 from vilmedic_ssl.data.datasets.base import MedicalDataset
@@ -27,8 +27,8 @@ from vilmedic_ssl.executors.settings import TrainorSettings
 from vilmedic_ssl.executors.trainor import Trainor
 from vilmedic_ssl.executors.validator import Validator
 
-NETWORKS = {"test_resnet": 64, "resnet18": 32}  # images per batch
-STEPS, WARM = 43, 3
+NETWORKS = sized({"test_resnet": 64, "resnet18": 32}, {"test_resnet": 4})  # images per batch
+STEPS, WARM = sized(43, 6), 3
 TAU = 0.2
 
 
@@ -106,7 +106,7 @@ def trained(model, data: InMemory, batch: int, bare=None) -> Turns:
             lower_is_better=True,
             config={},
             data={},
-            trained_on=data.members(),
+            kept={"trained_on": data.members()},
         ).fit()
     return loader
 

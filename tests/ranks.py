@@ -6,6 +6,7 @@ The same global batch, cut unevenly; gradients of every loss and of every regist
 """
 
 import contextlib
+import os
 import sys
 
 import torch
@@ -183,3 +184,4 @@ if __name__ == "__main__":
     if dist.rank() == 0:
         torch.save(found, path)
     dist.stop()
+    os._exit(0)  # as the command line does: threads of gloo may abort a process that shuts down

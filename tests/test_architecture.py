@@ -20,9 +20,13 @@ FLOORS = {
     "errors": 0,
     "registry": 0,
     "schema": 0,
+    "scalars": 0,
+    "settle": 0,
     "config": 0,
     "compat": 0,
     "dist": 0,
+    "locks": 0,
+    "files": 0,
     "console": 0,
     "losses": 1,
     "nets": 1,
@@ -119,7 +123,7 @@ def offence(node: ast.AST) -> str | None:
 @pytest.mark.parametrize("path", [*FILES, *SCRIPTS], ids=relative)
 def test_no_file_does_what_is_forbidden(path):
     text = path.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 400
+    assert len(text.splitlines()) <= 600
     assert "TODO" not in text and "FIXME" not in text
     for node in ast.walk(ast.parse(text)):
         found = offence(node)

@@ -290,6 +290,21 @@ def test_classes_and_the_policy_are_told():
     assert found["class_missing"][0].splits == ("test",)
 
 
+def test_a_missing_class_comes_with_its_remedy():
+    rows = [("train", "often")] * 5 + [("validate", "often"), ("test", "often")]
+    rows += [("train", "rare"), ("train", "rare"), ("train", "few"), ("train", "few")]
+    rows += [("train", "rare")]
+    table = [
+        {"split": split, "class": kind, "patient": f"p{i // 2 if kind == 'few' else i}"}
+        for i, (split, kind) in enumerate(rows)
+    ]
+    told = {f.splits[0]: f.message for f in kinds(audit(table))["class_missing"]}
+    assert set(told) == {"validate", "test"}
+    assert "has no sample of 2 classes: few, rare; patients" in told["validate"]
+    assert "in all: few 2, rare 3; `vilmedic-ssl split CONFIG --out" in told["test"]
+    assert "with fewer than 3, add some or leave the class out" in told["test"]
+
+
 def test_unknown_patients_are_told(tmp_path):
     table = [{"path": f"person{i}_virus_{i}.jpeg"} for i in range(4)]
     (found,) = kinds(audit(table, images=False))["no_patients"]

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from test_configs import FILES, data
 
 from vilmedic_ssl import config as yaml_config
+from vilmedic_ssl import console
 from vilmedic_ssl.cli import main
 from vilmedic_ssl.data.budget import Budget
 from vilmedic_ssl.data.budget_order import ordering, up_to
@@ -63,7 +64,7 @@ def taken(cohort, seed=0, **keys):
     try:
         return set(choose(cohort, Budget(**keys), seed=seed).labelled)
     except UserError as error:
-        assert "less than any patient has" in str(error)
+        assert "takes no patient" in str(error)
         return set()
 
 
@@ -252,7 +253,7 @@ def test_wrong_for_this_data(tmp_path):
     cohort = Cohort([0, 0, 1, -1], names=["sick", "well"])
     wrong = {
         "no class 'sik'; did you mean 'sick'": Budget(keep={"sik": 0.5}),
-        "is less than any patient has": Budget(fraction=0.01),
+        "takes no patient: the first to be drawn has": Budget(fraction=0.01),
         "there is no": Budget(ids=str(tmp_path / "none.txt")),
     }
     for number, (lines, sentence) in enumerate(
@@ -344,8 +345,7 @@ def test_every_labelled_proto_takes_a_budget(proto, phantom, tmp_path):
 
 
 def test_a_run_with_a_budget(tiny, tmp_path, capsys):
-    part._say.cache_clear()
-    part._warn.cache_clear()
+    console._told.clear()
     splits = tmp_path / "s.json"
     assert main(["split", str(CONFIG), *tiny(), "--nested", "0.7", "--out", str(splits)]) == 0
     words = [*tiny(), f"split_file={splits}", "train_fraction=0.7"]
@@ -373,8 +373,30 @@ def test_a_run_with_a_budget(tiny, tmp_path, capsys):
         place / "report.html"
     ).read_text(encoding="utf-8")
     capsys.readouterr()
-    assert main(["train", str(folder), "ckpt=last", "budget.samples=30"]) == 2
+    assert main(["train", str(folder), "ckpt=last", "budget.samples=12"]) == 2
     assert "the train split was another one then" in capsys.readouterr().err
     assert main(["ensemble", str(folder), "budget=null", *quick]) == 0
     assert "was trained with the budget samples 24, seed 3" in capsys.readouterr().err
     assert "split/budget" not in json.loads((place / "results.json").read_text())
+
+
+@settings(max_examples=60, deadline=None)
+@given(cohorts(), st.sampled_from(["fraction", "samples", "samples_per_class"]), st.integers(0, 9))
+def test_what_a_refusal_offers_is_enough(cohort, key, seed):
+    """And not more than needed: one image less is refused."""
+    least = {"fraction": 1e-4, "samples": 1, "samples_per_class": 1}
+    try:
+        choose(cohort, Budget(**{key: least[key]}), seed=seed)
+        return
+    except UserError as error:
+        name, value = str(error).split("write ")[1].removesuffix(" or more").split(": ")
+    assert name == key
+    choose(cohort, Budget(**{key: type(least[key])(value)}), seed=seed)
+    if key != "fraction" and int(value) > 1:
+        with pytest.raises(UserError, match="takes no patient"):
+            choose(cohort, Budget(**{key: int(value) - 1}), seed=seed)
+
+
+def test_nothing_kept():
+    with pytest.raises(UserError, match=r"budget.keep: no labelled image is left"):
+        choose(Cohort([0, 0], ["a", "a"]), Budget(keep={"c0": 0.1}), seed=0)

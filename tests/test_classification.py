@@ -59,7 +59,10 @@ class Made:
             labels, p = np.where(rng.random(n) < 0.1, -1, y), p / p.sum(1, keepdims=True)
         if self.scores:
             rows["scores"] = p.astype(np.float32)
-        ids, patients = [f"{split}/{i}.png" for i in range(n)], [f"p{i // 3}" for i in range(n)]
+        ids, patients = (
+            [f"{split}/{i}.png" for i in range(n)],
+            [f"{split}{i // 3}" for i in range(n)],
+        )
         return SimpleNamespace(
             name=split, rows=rows, labels=labels, label_names=NAMES[:C], ids=ids, patients=patients
         )
@@ -232,7 +235,7 @@ def test_judges_leave_out_what_is_unlabelled_and_are_fitted_once(findings, monke
     )
     asked = []
     fit = metrics.fit_probe
-    monkeypatch.setattr(metrics, "fit_probe", lambda *given: asked.append(1) or fit(*given))
+    monkeypatch.setattr(metrics, "fit_probe", lambda *a, **k: asked.append(1) or fit(*a, **k))
     np.testing.assert_allclose(scores_of(features, "test", "linear_probe"), expected)
     assert scores_of(features, "validate", "linear_probe").shape == (45, 3)
     dict(linear_probe(features, tmp_path, references=(), draws=0))

@@ -149,5 +149,6 @@ def test_a_probe_asked_twice_answers_as_the_function():
     ask = metrics.fit_probe(x, y, v, yv)
     assert (ask(t) == metrics.linear_probe(x, y, v, yv, t)).all()
     np.testing.assert_allclose(ask(t[3:]), ask(t)[3:], rtol=1e-12)
-    nothing = metrics.fit_probe(x, y, x[:0], y[:0])  # no validation rows: the usual strength
-    assert (nothing(t) == metrics.linear_probe(x, y, v, yv, t, grid=(1e-2,))).all()
+    alone = metrics.fit_probe(x, y, x[:0], y[:0], groups=["one"] * 60)  # the usual strength
+    assert [choice.by for choice in alone.choices] == ["default"]
+    assert (alone(t) == metrics.linear_probe(x, y, v, yv, t, grid=(1e-2,))).all()

@@ -44,17 +44,17 @@ def several(request, tmp_path_factory):
     return launch(request.param, tmp_path_factory.mktemp("ranks") / "found.pth")
 
 
-def close(found, expected, tolerance):
-    """Every gradient, and whatever moved, up to a share of the largest gradient."""
+def deviations(found, expected):
+    """Of every gradient, and whatever moved, as a share of the largest gradient."""
     largest = max(t.abs().max() for n, t in expected.items() if not n.startswith("moved"))
     assert set(found) == set(expected)
-    for name, tensor in expected.items():
-        error = (found[name] - tensor).abs().max() / largest
+    return {n: float((found[n] - t).abs().max() / largest) for n, t in expected.items()}
+
+
+def close(found, expected, tolerance):
+    """Every gradient, and whatever moved, up to a share of the largest gradient."""
+    for name, error in deviations(found, expected).items():
         assert error < tolerance, f"{name}: off by {error:.1e} of the largest gradient"
-
-
-def tolerance(case):
-    return 1e-5 if case.endswith("float32") else 1e-9
 
 
 def test_every_loss_and_model_has_a_case(single):
@@ -63,9 +63,18 @@ def test_every_loss_and_model_has_a_case(single):
         assert {f"{name}, no norm", f"{name}, chunks"} <= set(single)
 
 
-def test_ranks_equal_one_process(single, several):
+def ranks_equal(several, single):
+    """Float64 to 1e-9. In float32 both sides are rounded, by an amount that depends on the
+    processor: there several ranks must be as near to float64 as one process, up to a factor.
+    """
     for case in single:
-        close(several[case], single[case], tolerance(case))
+        exact = single[case.removesuffix(", float32")]
+        rounding = max(deviations(single[case], exact).values())
+        close(several[case], exact, max(5 * rounding, 1e-6) if exact is not single[case] else 1e-9)
+
+
+def test_ranks_equal_one_process(single, several):
+    ranks_equal(several, single)
 
 
 @pytest.mark.parametrize("name", protos("models"))
@@ -163,8 +172,7 @@ def test_a_model_of_a_plugin_gets_all_of_this(plugin, tmp_path, tiny):
     alone = ranks.everything(["HingePairs"])
     assert len(alone) == 7
     several = launch(2, tmp_path / "found.pth", plugin, "HingePairs")
-    for case in alone:
-        close(several[case], alone[case], tolerance(case))
+    ranks_equal(several, alone)
     close(alone["HingePairs, chunks"], alone["HingePairs, no norm"], 1e-9)
     resume.assert_resumes("HingePairs", tiny, "plugins=[hinge_pairs]")
 

@@ -286,6 +286,9 @@ def test_explain_own_checkpoints(film, tiny, tmp_path, capsys):
     assert main(["train", config, *tiny("ssl")]) == 0
     words = ["explain", film, "--weights", str(tmp_path / "ckpt/ssl")]
     out = ["--out", str(tmp_path / "e.png")]
+    assert main([*words, *out]) == 2
+    assert f"--data {tmp_path / 'ckpt/ssl/config_0.yml'}" in capsys.readouterr().err
+    words += ["--data", str(tmp_path / "ckpt/ssl/config_0.yml")]
     assert main([*words, "--beside", "random", "--class", "Cardiomegaly", *out]) == 0
     assert main([*words, "--backbone", "resnet18"]) == 2
     assert "knows its own" in capsys.readouterr().err
@@ -293,7 +296,7 @@ def test_explain_own_checkpoints(film, tiny, tmp_path, capsys):
 
 
 def test_class_names_come_with_the_checkpoint(film, tiny, tmp_path, capsys):
-    """The data of the training is not needed; older checkpoints need it, or have numbers."""
+    """The data of the training is not needed, nor looked at; older checkpoints have numbers."""
     folder = train(resume.config_of("Classifier", [*tiny("own"), "trainor.max_steps=1"]))
     path = folder / "last_0.pth"
     content = checkpoint.read(path)

@@ -19,9 +19,9 @@ from server import Answers, serving
 
 from vilmedic_ssl.data.fetching import packages
 from vilmedic_ssl.data.fetching.http import CHUNK, Https
-from vilmedic_ssl.data.fetching.lock import only_one
 from vilmedic_ssl.data.fetching.packages import Npm
 from vilmedic_ssl.errors import UserError
+from vilmedic_ssl.locks import only_one
 
 BODY = np.random.default_rng(0).bytes(300_000)
 MD5 = hashlib.md5(BODY).hexdigest()
@@ -281,7 +281,7 @@ def test_processes_that_want_one_file_fetch_it_once(tmp_path: Path, md5: str) ->
 def test_a_lock_ends_with_its_process(tmp_path: Path, capsys) -> None:
     code = (
         "import time\nfrom pathlib import Path\n"
-        "from vilmedic_ssl.data.fetching.lock import only_one\n"
+        "from vilmedic_ssl.locks import only_one\n"
         f"with only_one(Path({str(tmp_path / 'toy')!r}), 'making toy'):\n"
         f"    Path({str(tmp_path / 'in')!r}).touch()\n    time.sleep(60)"
     )

@@ -18,6 +18,7 @@ from vilmedic_ssl.errors import ConfigError, UserError
 from vilmedic_ssl.executors import checkpoint
 from vilmedic_ssl.executors.flow import FlowSettings, Stage, slug, steps, told
 from vilmedic_ssl.executors.predictions import Predictions, read_predictions
+from vilmedic_ssl.executors.trainor import Trainor
 from vilmedic_ssl.experiment import load_config, training
 
 CNN = {"proto": "CNN", "backbone": "test_resnet", "in_chans": 1}
@@ -112,6 +113,7 @@ def test_every_kind_of_stage_ends_in_one_table(phantom, tmp_path, capfd):
     assert main(["ensemble", str(folder / "flow.yml")]) == 0
     assert (folder / "flow.csv").read_text() == before
     assert "has not been run" not in capfd.readouterr().out
+    assert not (folder / "comparisons").exists()  # it is the same one
     # its data is that of the other verbs too
     assert main(["split", str(path), "--out", str(tmp_path / "splits.json")]) == 0
     assert main(["audit", str(path), "--out", str(tmp_path / "audit")]) == 0
@@ -122,17 +124,24 @@ def test_every_kind_of_stage_ends_in_one_table(phantom, tmp_path, capfd):
 
 
 def test_a_killed_flow_goes_on(phantom, tmp_path, monkeypatch, capfd):
-    """Stopped inside a stage, it ends as if it had not been."""
+    """Stopped inside a stage that has a best checkpoint and no last one yet, it ends as if it had
+    not been.
+    """
     small = {"seeds": [0], "budgets": [{"samples": 12}]}
     whole = flow(phantom, tmp_path / "whole", **small)
     assert main(["train", str(whole)]) == 0
     path = flow(phantom, tmp_path / "cut", **small)
     real, ran = training.train, []
 
-    def dies(config, *, audit=True):
+    def dies(config, *, audit=True, rehearse=False):
+        if rehearse:
+            return real(config, audit=audit, rehearse=True)
         ran.append(config["name"])
         if len(ran) == 3:
-            real({**config, "trainor": {**config["trainor"], "max_steps": 1}}, audit=audit)
+            cut = {**config["trainor"], "max_steps": 1}
+            folder = real({**config, "trainor": cut}, audit=audit)
+            (folder / "last_0.pth").unlink()
+            assert list(folder.glob("*.pth"))
             raise KeyboardInterrupt
         return real(config, audit=audit)
 
@@ -293,6 +302,70 @@ def test_what_does_not_fit_is_said_before_anything_is_trained(
     assert main(["train", str(path), *words]) == 2
     assert re.search(sentence, capfd.readouterr().err)
     assert not list(tmp_path.glob("**/last_*"))
+
+
+UNFIT = {
+    "flow.budgets=[{samples: 1}]": r"supervised, 1 images, seed 0: budget: .*takes no patient",
+    "flow.budgets=[{fraction: 0.001}]": r"write fraction: 0\.\d+ or more",
+    "flow.budgets=[{samples_per_class: 1, keep: {Edemma: 0.5}}]": "budget.keep: there is no class",
+    "flow.budgets=[{ids: none.txt}]": "there is no none.txt",
+    "flow.stages.pretrain.budget={samples: 1}": "pretrain: budget: .*takes no patient",
+    "flow.stages.distil.trainor.sampling=balanced": "some training images have no label",
+    "flow.stages.finetune.model.cnn.backbone=resnet_none": "finetune, .*backbone",
+    "flow.stages.random.model.cnn.backbone=resnet_none": "random, 12 images, seed 0: .*backbone",
+    "flow.stages.finetune.model.cnn.backbone=test_vit": "finetune, 12 images, seed 0: .*tensors",
+    "flow.stages.distil.dataset.transform.train=[{RandomRotatio: {}}]": "distil, .*RandomRotatio",
+    "flow.stages.pretrain.dataset.transform.views=1": "pretrain, seed 0: .*views",
+    "flow.stages.finetune.trainor.optimizer=Adamm": "finetune, .*Adamm",
+    "flow.stages.finetune.trainor.optim_params.lr=-1": "finetune, .*optim_params.lr",
+    "flow.stages.distil.trainor.optim_params.momentom=1": "distil, .*momentom",
+    "flow.stages.finetune.trainor.lr_decay=stepp": "finetune, .*lr_decay",
+    "flow.stages.finetune.trainor.lr_decay_params={gama: 1}": "finetune, .*lr_decay_params.gama",
+    "flow.stages.finetune.trainor.layer_decay=2": "finetune: .*layer_decay",
+    "flow.stages.supervised.validator.splits=[valid]": "supervised, .*'valid'",
+    "flow.stages.finetune.validator.metrics=[top1]": "finetune, .*top1",
+    "flow.stages.finetune.validator.reconstructions=4": "finetune, .*reconstructions",
+    "flow.stages.finetune.model.selector=9": "finetune, .*selector",
+    "flow.stages.finetune.model.forward_batch_size=0": "finetune, .*forward_batch_size",
+    "flow.stages.supervised.model.classes=3": "supervised, .*model.classes: 3",
+    "flow.stages.supervised.model.task=findings": "supervised, .*model.task",
+    "flow.stages.supervised.init_from=nowhere.pth": "supervised, .*nowhere.pth",
+    "flow.stages.linear.dataset.label=view": "linear: scored on other images or labels",
+    "ckpt_dir=file/x": "cannot write to file/x",
+}
+
+
+@pytest.mark.parametrize("word", UNFIT)
+def test_every_kind_of_misfit_is_said_before_anything_is_trained(
+    word, phantom, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    monkeypatch.setattr(Trainor, "fit", lambda self: pytest.fail("a stage was trained"))
+    path = flow(phantom, tmp_path, seeds=[0], budgets=[{"samples": 12}])
+    audit = [] if word.startswith("ckpt_dir") else ["audit=null"]
+    assert main(["train", str(path), *audit, word]) == 2
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert re.search(UNFIT[word], last), last
+    assert not list(tmp_path.glob("**/last_*")) and not list(tmp_path.glob("flow/rehearsal-*"))
+
+
+def test_images_that_were_learned_from_are_not_tested_on(phantom, tmp_path, monkeypatch, capfd):
+    """Whether or not the data is audited: those of train, and those of weights from elsewhere."""
+    path = flow(phantom, tmp_path, seeds=[0], budgets=[{"samples": 12}])
+    node = yaml.safe_load(path.read_text())
+    alone = {k: node[k] for k in ("dataset", "trainor", "device", "num_workers")}
+    words = {"name": "elsewhere", "ckpt_dir": str(tmp_path), "model": CLASSIFIER, **alone}
+    turned = tmp_path / "turned.json"
+    assert main(["split", str(path), "--seed", "5", "--out", str(turned)]) == 0
+    words["split_file"] = str(turned)
+    (tmp_path / "one.yml").write_text(yaml.safe_dump(words))
+    assert main(["train", str(tmp_path / "one.yml"), "audit=null"]) == 0
+    monkeypatch.setattr(Trainor, "fit", lambda self: pytest.fail("a stage was trained"))
+    start = f"flow.stages.supervised.init_from={tmp_path / 'elsewhere'}"
+    capfd.readouterr()
+    assert main(["train", str(path), "audit=null", start]) == 4
+    assert "are among those a stage learns from" in capfd.readouterr().err
 
 
 def test_names_of_budgets():

@@ -13,7 +13,14 @@ import torch
 from vilmedic_ssl.data.compose import compose
 from vilmedic_ssl.data.datasets.base import Context
 from vilmedic_ssl.data.datasets.manifest import Manifest
-from vilmedic_ssl.data.loader import EpochBatches, Loader, batches_of, sample_seed, share
+from vilmedic_ssl.data.loader import (
+    EpochBatches,
+    Loader,
+    batches_of,
+    sample_seed,
+    share,
+    steps_of,
+)
 from vilmedic_ssl.data.presets import preset
 from vilmedic_ssl.data.splits import FRACTIONS, assign, split_patients
 from vilmedic_ssl.data.transforms import Pipeline, Transform
@@ -159,6 +166,9 @@ def test_every_index_exactly_once_over_any_number_of_ranks():
         alone = EpochBatches(n, **keys).batches(epoch)
         batches = samplers[0].batches(epoch)
         assert len(samplers[0]) == len(batches)
+        assert len(batches) == steps_of(n, size, ranks=ranks, drop_last=drop_last)
+        for cut in (batches, EpochBatches(n, **{**keys, "shuffle": False}).batches(epoch)):
+            assert min(map(len, cut)) > 1 or 1 in (n, size)
         parts = []
         for sampler in samplers:
             sampler.epoch = epoch
@@ -181,6 +191,8 @@ def test_shares_of_a_batch():
         [0, 1, 2, 3],
         [4, 5, 6, 7, 8],
     ]
+    assert [len(b) for b in batches_of(list(range(17)), 8, ranks=1, drop_last=False)] == [8, 9]
+    assert [len(b) for b in batches_of(list(range(17)), 8, ranks=1, drop_last=True)] == [8, 8]
 
 
 def test_epochs_differ_and_repeat():

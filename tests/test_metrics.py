@@ -10,6 +10,7 @@ from sklearn.metrics import average_precision_score, balanced_accuracy_score, ro
 
 from vilmedic_ssl import metrics
 from vilmedic_ssl.errors import UserError
+from vilmedic_ssl.metrics import probe as probe_module
 
 ORACLES = Path(__file__).parent / "oracles"
 few = settings(max_examples=40, deadline=None)
@@ -109,6 +110,22 @@ def test_knn_findings_vote_on_known_rows_only():
     assert score[0, 0] == 1 and np.isnan(score[0, 1])
 
 
+def test_knn_of_other_groups_equals_the_vote_of_a_bank_without_the_own():
+    rng = np.random.default_rng(3)
+    train, test, y = rng.normal(size=(30, 4)), rng.normal(size=(9, 4)), rng.integers(3, size=30)
+    many = rng.choice([0.0, 1.0, np.nan], size=(30, 2))
+    bank, asked = rng.integers(5, size=30).astype(str), rng.integers(6, size=9).astype(str)
+    for labels in (np.r_[y[:-1], 2], many):  # the largest class stays in sight
+        found = metrics.knn_scores(train, labels, test, train_groups=bank, test_groups=asked)
+        for i, name in enumerate(asked):
+            keep = bank != name
+            hot = np.eye(3)[labels] if labels.ndim == 1 else labels
+            alone = metrics.knn_scores(train[keep], hot[keep], test[i : i + 1])
+            np.testing.assert_allclose(found[i], alone[0], rtol=1e-9)
+    nobody = metrics.knn_scores(train, y, test, train_groups=["q"] * 30, test_groups=["q"] * 9)
+    assert (nobody == 0).all()
+
+
 @pytest.mark.parametrize("k, tau", [(0, 0.1), (3, 0.0)])
 def test_knn_refuses(k, tau):
     with pytest.raises(UserError, match="k must be at least 1"):
@@ -131,6 +148,71 @@ def test_probe_chooses_strong_regularisation_on_noise():
     v, t = rng.normal(size=(40, 100)), rng.normal(size=(40, 100))
     p = metrics.linear_probe(x, y, v, np.arange(40) % 2, t)
     assert np.abs(p - 0.5).max() < 0.25
+
+
+def three_classes(rng, n):
+    """Three classes that planes part."""
+    y = np.arange(n) % 3
+    x = 2 * np.eye(3)[y] + rng.normal(size=(n, 3))
+    return x, y
+
+
+@pytest.mark.parametrize("held", [(), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2)])
+def test_validation_that_lacks_a_class_does_not_choose(held):
+    rng = np.random.default_rng(5)
+    (x, y), (t, yt) = three_classes(rng, 120), three_classes(rng, 300)
+    v, yv = three_classes(rng, 90)
+    keep = np.isin(yv, held)
+    v, yv = -v[keep], yv[keep]  # it says that a model which knows nothing is best
+    probe = metrics.fit_probe(x, y, v, yv)
+    assert [choice.by for choice in probe.choices] == ["cross-validation"]
+    assert (probe(t) == metrics.linear_probe(x, y, x[:0], y[:0], t)).all()
+    assert metrics.accuracy(yt, probe(t).argmax(1)) > 0.75
+    findings, of_v = np.eye(3)[y], np.eye(3)[yv]
+    probe = metrics.fit_probe(x, findings, v, of_v)
+    both = [len(set(column)) == 2 for column in of_v.T]
+    expected = ["validation" if b else "cross-validation" for b in both]
+    assert [choice.by for choice in probe.choices] == expected
+
+
+def test_a_few_rows_of_validation_do_not_choose():
+    x, y = three_classes(np.random.default_rng(6), 90)
+    for n in (0, 1, 9, 10, 14):
+        (choice,) = metrics.fit_probe(x, y, x[:n], y[:n]).choices
+        assert choice.by == ("validation" if n >= 10 else "cross-validation")
+        assert bool(choice.because) == (n < 10)
+
+
+def test_classes_that_training_lacks_do_not_choose():
+    x, y = three_classes(np.random.default_rng(7), 120)
+    few = y < 2  # a label budget that lost a class
+    both = metrics.fit_probe(x[few], y[few], x, y)
+    assert [choice.by for choice in both.choices] == ["validation"]
+    assert (both(x)[:, :2] == metrics.linear_probe(x[few], y[few], x[few], y[few], x)).all()
+
+
+def test_cross_validation_parts_no_patient_and_scores_classes_it_has_fitted():
+    rng = np.random.default_rng(8)
+    for patients, images in ((6, 5), (9, 2), (30, 1), (4, 3)):
+        group = np.repeat(np.arange(patients), images)
+        y = (group + (rng.random(len(group)) < 0.2)) % 3
+        folds = probe_module._folds(np.c_[group, y].astype(float), y, group, 3)
+        assert folds or patients == 4
+        for fold in folds:
+            assert not set(fold.x_ND[:, 0]) & set(fold.held_VD[:, 0])
+            assert set(fold.y_V) <= set(fold.y_N)
+
+
+def test_training_that_cannot_choose_either_takes_the_usual_strength():
+    x, y = three_classes(np.random.default_rng(9), 60)
+    of_class = [f"p{c}" for c in y]
+    several = [f"p{i}" if c == 0 else f"p{c}" for i, c in enumerate(y)]  # of one class alone
+    for groups in (["one"] * 60, of_class, several):
+        probe = metrics.fit_probe(x, y, x[:0], y[:0], groups=groups)
+        assert probe.choices[0].by == "default" and np.isfinite(probe(x)).all()
+    several = [f"p{i}" if c < 2 else f"p{c}" for i, c in enumerate(y)]
+    (choice,) = metrics.fit_probe(x, y, x[:0], y[:0], groups=several).choices
+    assert choice.by == "cross-validation"
 
 
 def test_probe_findings_use_known_rows_and_single_classes_score_constant():
@@ -362,3 +444,81 @@ def test_purity_does_not_count_the_same_patient():
     y, patient = np.repeat(np.arange(50) % 2, 4), np.repeat(np.arange(50), 4)
     assert metrics.knn_purity(x, y, k=3) == 1
     assert metrics.knn_purity(x, y, k=3, groups=patient) < 0.75
+
+
+# ---------------------------------------------------------------- kNN within one set
+
+
+def sets_without_information(rng):
+    """name -> (features, classes, patients): what tells nothing of the class."""
+    sets = {}
+    for name, patients, classes, images, width in (
+        ("18 images, 4 classes", 18, 4, 1, 64),
+        ("10 images, 2 classes", 10, 2, 1, 64),
+        ("18 images, wide", 18, 4, 1, 512),
+        ("60 images, 3 classes", 60, 3, 1, 8),
+        ("12 patients", 12, 3, 4, 64),
+    ):
+        group = np.repeat(np.arange(patients), images)
+        y = group % classes
+        sets[name] = (rng.normal(size=(len(group), width)), y, group)
+        alike = rng.normal(size=(patients, width))[group] + rng.normal(size=(len(group), width)) / 9
+        sets[f"{name}, features of patients"] = (alike, y, group)
+    return sets
+
+
+def test_knn_within_a_set_is_at_chance_without_information():
+    rng, draws, found = np.random.default_rng(0), 120, {}
+    for _ in range(draws):
+        for name, (x, y, group) in sets_without_information(rng).items():
+            found.setdefault(name, []).append(metrics.knn_accuracy(x, y, groups=group))
+    for name, values in found.items():
+        y = sets_without_information(rng)[name][1]
+        noise = np.std(values) / np.sqrt(draws)
+        assert np.mean(values) == pytest.approx(1 / (y.max() + 1), abs=0.01 + 3 * noise), name
+
+
+def test_knn_within_a_set_reads_what_other_patients_share():
+    rng = np.random.default_rng(1)
+    group = np.repeat(np.arange(30), 3)
+    y = group % 3
+    x = np.eye(3)[y] + rng.normal(size=(90, 3)) / 4
+    assert metrics.knn_accuracy(x, y, groups=group) > 0.9
+    assert metrics.knn_accuracy(x, y) > 0.9
+    unlabelled = np.where(np.arange(90) < 30, -1, y)
+    kept = metrics.knn_accuracy(x, unlabelled, groups=group)
+    assert kept == metrics.knn_accuracy(x[30:], y[30:], groups=group[30:])
+
+
+def test_knn_within_a_set_knows_that_blank_names_nobody():
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(size=(40, 8)), np.arange(40) % 2
+    alone = metrics.knn_accuracy(x, y)
+    for blank in ("", " ", "nan", None):
+        assert metrics.knn_accuracy(x, y, groups=[blank] * 40) == alone
+    assert metrics.knn_accuracy(x, y, groups=list(map(str, range(40)))) == alone
+
+
+def test_knn_within_a_set_is_undefined_where_no_other_patient_has_the_class():
+    x, y = np.random.default_rng(3).normal(size=(12, 4)), np.arange(12) % 2
+    assert np.isnan(metrics.knn_accuracy(x, np.zeros(12, dtype=int)))  # one class
+    assert np.isnan(metrics.knn_accuracy(x, y, groups=["one"] * 12))  # one patient
+    assert np.isnan(metrics.knn_accuracy(x, y, groups=[f"p{c}" for c in y]))  # one per class
+    assert np.isnan(metrics.knn_accuracy(x, np.full(12, -1)))
+    single = np.where(np.arange(12) == 0, 2, y)  # a class of one image is not counted
+    assert np.isfinite(metrics.knn_accuracy(x, single))
+
+
+def test_purity_without_information_is_at_its_chance():
+    rng, draws, found = np.random.default_rng(4), 100, {}
+    for _ in range(draws):
+        for name, (x, y, group) in sets_without_information(rng).items():
+            gain = metrics.knn_purity(x, y, groups=group)
+            gain -= metrics.knn_purity_chance(y, groups=group)
+            found.setdefault(name, []).append(gain)
+    for name, values in found.items():
+        noise = np.std(values) / np.sqrt(draws)
+        assert np.mean(values) == pytest.approx(0, abs=0.01 + 3 * noise), name
+    y = np.array([0, 0, 0, 1])
+    assert metrics.knn_purity_chance(y) == pytest.approx((2 / 3 * 3 + 0) / 4)
+    assert np.isnan(metrics.knn_purity_chance(y, groups=["one"] * 4))

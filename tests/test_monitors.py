@@ -1,16 +1,20 @@
 """What is watched during training: it measures the right thing and changes nothing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from methods import node_of
 
 from vilmedic_ssl import build
+from vilmedic_ssl.data.patients import Unknown
 from vilmedic_ssl.errors import ConfigError, UserError
 from vilmedic_ssl.executors import checkpoint, gradient_cache
 from vilmedic_ssl.executors.monitors import METRICS, Seen, check_pairs, check_scores
 from vilmedic_ssl.executors.online_probe import OnlineProbe
 from vilmedic_ssl.executors.run import read_log
+from vilmedic_ssl.executors.validator import neighbours_left_out
 from vilmedic_ssl.experiment import load_config, train
 
 CONFIG = "config/SELFSUP/simclr-phantom.yml"
@@ -55,7 +59,7 @@ def test_the_probe_learns_labels_and_the_encoder_does_not(monkeypatch):
 def test_several_findings_are_scored_by_auroc():
     labels = np.array([[1, 0], [0, 1], [1, np.nan], [0, 0]], dtype=np.float32)
     scores = np.array([[2, 1], [0, 3], [1, 9], [-1, 0]], dtype=np.float32)
-    seen = Seen(np.eye(4), np.eye(4), np.eye(4), labels, scores)
+    seen = Seen(np.eye(4), np.eye(4), np.eye(4), labels, probe=scores)
     assert METRICS["probe"].score(seen) == 1.0
 
 
@@ -127,3 +131,32 @@ def test_the_gap_of_batch_norm_leaves_no_trace(encoder, apart):
     assert torch.equal(torch.get_rng_state(), drawn)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]) or name.endswith("num_batches_tracked"), name
+
+
+def test_knn_leaves_out_the_patient_of_an_image():
+    patients = np.repeat([f"p{i}" for i in range(12)], 4)
+    y = np.repeat(np.arange(12) % 3, 4)
+    x = np.random.default_rng(0).normal(size=(12, 32))[np.repeat(np.arange(12), 4)]
+    rows = np.eye(48)
+    seen = Seen(x, rows, rows, y, patients)
+    assert METRICS["knn"].score(seen) < 0.7  # it was 1.0
+    seen.patients = None
+    assert METRICS["knn"].score(seen) == 1.0
+
+
+def test_the_validator_knows_the_patients_and_says_so(tiny, monkeypatch, capsys):
+    known = []
+    score = METRICS["knn"].score
+    whole = replace(METRICS["knn"], score=lambda seen: known.append(seen) or score(seen))
+    monkeypatch.setitem(METRICS, "knn", whole)
+    trained(tiny, "patients", "validator.metrics=[knn]")
+    told = capsys.readouterr().err
+    assert told.count("validate: kNN leaves out images of the same patient\n") == 1
+    assert 1 < len(set(known[-1].patients)) < len(known[-1].labels)
+
+
+def test_what_knn_leaves_out_is_told():
+    assert "patients unknown: kNN leaves out the image itself" in neighbours_left_out(None)
+    assert neighbours_left_out([Unknown("1"), Unknown("2")]) == neighbours_left_out(None)
+    assert neighbours_left_out(["a", "b"]) == "kNN leaves out images of the same patient"
+    assert "; 1 of 2 have none" in neighbours_left_out(["a", Unknown("2")])

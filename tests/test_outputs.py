@@ -19,7 +19,7 @@ from vilmedic_ssl.data.phantom import make_phantom
 from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.experiment import flow
 from vilmedic_ssl.experiment.audit import write_json
-from vilmedic_ssl.experiment.outputs import settle
+from vilmedic_ssl.experiment.outputs import output_path
 
 MINE = b"of the user"
 ELSEWHERE = {  # verbs whose places are tested in another file, and those that write nothing
@@ -254,4 +254,4 @@ def test_every_verb_is_looked_at():
 def test_a_picture_of_another_program_is_another(tmp_path):
     Image.new("L", (2, 2)).save(tmp_path / "a.png")
     with pytest.raises(UserError, match="holds something else"):
-        settle(tmp_path / "a.png", "b.png", ["preview", 1])
+        output_path(tmp_path / "a.png", "b.png", ["preview", 1])

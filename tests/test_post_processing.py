@@ -2,20 +2,21 @@
 
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 
 from vilmedic_ssl import metrics
 from vilmedic_ssl.errors import UserError
+from vilmedic_ssl.experiment import judging
 from vilmedic_ssl.post_processing import knn as knn_module
 from vilmedic_ssl.post_processing import linear_probe as probe_module
 from vilmedic_ssl.post_processing import plot_representation as plot_module
 from vilmedic_ssl.post_processing._compare import compare
-from vilmedic_ssl.post_processing._scores import held_out
+from vilmedic_ssl.post_processing._scores import probe_of, scores_of
 from vilmedic_ssl.post_processing.save_representation import save_representation
 from vilmedic_ssl.registry import protos
 from vilmedic_ssl.schema import schema
@@ -67,7 +68,7 @@ class FakeFeatures:
         many[rng.random(many.shape) < 0.1] = np.nan
         labels = {"single": y, "multi": many, "none": None}[self.kind]
         ids = [f"{split}/{i}" for i in range(rows)]
-        return Part(split, keys, labels, NAMES, ids, [f"p{i // 3}" for i in range(rows)])
+        return Part(split, keys, labels, NAMES, ids, [f"{split}{i // 3}" for i in range(rows)])
 
 
 @pytest.mark.parametrize("kind", ["single", "multi"])
@@ -112,17 +113,83 @@ def test_another_key_gets_a_name_of_its_own(tmp_path):
     assert "test/knn_visual/accuracy" in found and "test/knn_visual/pixels/accuracy" in found
 
 
-def test_without_validate_a_fifth_of_the_patients_chooses(tmp_path, capfd):
-    features = FakeFeatures(sizes={"train": 120, "test": 60}, splits=["train", "test"])
-    found = dict(probe(features, tmp_path, draws=20))
-    assert found["test/linear_probe/accuracy"][0] > 0.7
-    assert "no validate split" in capfd.readouterr().err
-    patients = np.array(features.get("train").patients)
-    held = held_out(patients, seed=0)
-    assert not set(patients[held]) & set(patients[~held])
-    assert held.sum() == 24
-    with pytest.raises(UserError, match="single patient"):
-        held_out(["one"] * 120, seed=0)
+class Validated(FakeFeatures):
+    """Validate is there, and with `labels` it has those."""
+
+    def __init__(self, labels=None):
+        super().__init__(splits=["train", "test"])
+        self.val_y = labels
+
+    def get(self, split, source="model"):
+        part = super().get(split, source)
+        if split == "validate":
+            part = replace(part, labels=None if self.val_y is None else self.val_y(part.labels))
+        return part
+
+
+UNFIT = {
+    "no split": (lambda: FakeFeatures(sizes={"train": 120, "test": 60}), "no labelled image"),
+    "no labels": (Validated, "no labelled image"),
+    "unlabelled": (lambda: Validated(lambda y: np.full_like(y, -1)), "no labelled image"),
+    "one class": (lambda: Validated(np.zeros_like), "lacks 2 of train's 3 classes"),
+    "two classes": (lambda: Validated(lambda y: y % 2), "lacks 1 of train's 3 classes"),
+    "few": (lambda: Validated(lambda y: np.where(np.arange(len(y)) < 9, y, -1)), "has 9 labelled"),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_where_validate_cannot_choose_trains_patients_do_in_plugin_and_flow(case, capfd):
+    features, told = UNFIT[case][0](), UNFIT[case][1]
+    train, test = features.get("train"), features.get("test")
+    x, rows = train.rows["encoder"], test.rows["encoder"]
+    expected = metrics.linear_probe(x, train.labels, x[:0], [], rows, groups=train.patients)
+    assert (probe_of(features, "model", "encoder")(rows) == expected).all()
+    said = capfd.readouterr().err
+    assert told in said and "cross-validation over train's patients" in said
+    taught = SimpleNamespace(**vars(train))
+    judged = SimpleNamespace(features=features, split="test")
+    assert (judging._fitted(judged, taught, "linear_probe") == expected).all()
+    assert told in capfd.readouterr().err
+    assert metrics.accuracy(test.labels, expected.argmax(1)) > 0.7
+
+
+class OfPatients(FakeFeatures):
+    """Features that hold the patient and nothing else; some patients stand in two splits."""
+
+    def get(self, split, source="model"):
+        part = super().get(split, source)
+        patients = [f"p{i // 3}" for i in range(len(part.ids))]
+        x = np.random.default_rng(0).normal(size=(len(part.ids) // 3, 8)).repeat(3, axis=0)
+        return replace(part, rows={"encoder": x}, patients=self.named(patients))
+
+    def named(self, patients):
+        return patients
+
+
+def test_neighbours_of_the_same_patient_do_not_vote(tmp_path):
+    features = OfPatients()
+    found = dict(vote(features, tmp_path, references=(), draws=0, k=1))
+    assert found["test/knn/accuracy"] < 0.7  # 1.0 where they vote
+    train = features.get("train")
+    assert metrics.accuracy(train.labels, scores_of(features, "train", "knn").argmax(1)) < 0.7
+    judged = SimpleNamespace(features=features, split="test")
+    flow = judging._fitted(judged, SimpleNamespace(**vars(train)), "knn")
+    assert (flow == scores_of(features, "test", "knn")).all()
+
+
+@pytest.mark.parametrize("unknown", [None, "", "nan"])
+def test_where_patients_are_unknown_an_image_does_not_vote_for_itself(unknown):
+    class Unknown(OfPatients):
+        def named(self, patients):
+            return None if unknown is None else [unknown] * len(patients)
+
+    features = Unknown()
+    train = features.get("train")
+    score_NC = scores_of(features, "train", "knn")
+    x, y = train.rows["encoder"], train.labels
+    rest = np.arange(len(y)) != 5
+    alone = metrics.knn_scores(x[rest], y[rest], x[5:6])
+    np.testing.assert_allclose(score_NC[5], alone[0])
 
 
 def test_a_finding_with_one_class_is_left_out_and_said(tmp_path, capfd):

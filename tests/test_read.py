@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
@@ -48,11 +51,37 @@ def write_dicom(path: Path, stored: np.ndarray, *, bits: int = 12, **tags: objec
     return path
 
 
-def lut(descriptor: list[int], table: np.ndarray) -> Sequence:
+def lut(descriptor: object, table: np.ndarray) -> Sequence:
     item = Dataset()
     item.add_new("LUTDescriptor", "US", descriptor)
     item.add_new("LUTData", "OW", table.astype("<u2").tobytes())
     return Sequence([item])
+
+
+def write_raw(
+    path: Path, texts: dict[str, str], tags: dict | None = None, stored: np.ndarray = RAMP
+) -> Path:
+    """A file with texts as they are, also those that pydicom would not write, such as "nan"."""
+    write_dicom(path, stored, **(tags or {}))
+    data = pydicom.dcmread(path)
+    with pydicom.config.disable_value_validation():
+        for keyword, text in texts.items():
+            tag = pydicom.tag.Tag(keyword)
+            vr = pydicom.datadict.dictionary_VR(tag)
+            data[tag] = pydicom.dataelem.RawDataElement(
+                tag, vr, len(text) + len(text) % 2, text.ljust(len(text) + len(text) % 2).encode(),
+                0, False, True,
+            )  # fmt: skip
+        data.save_as(path, enforce_file_format=True)
+    return path
+
+
+def refused_to_read(path: Path, *words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        read_image(path)
+    message = str(caught.value)
+    assert str(path) in message and "\n" not in message
+    assert all(word in message for word in words), message
 
 
 def close(image: torch.Tensor, expected: np.ndarray, tolerance: float = 1e-6) -> bool:
@@ -249,6 +278,142 @@ def test_dicom_colour_ybr_and_palette(tmp_path: Path) -> None:
     assert channels_of(path) == 3
 
 
+@pytest.mark.parametrize("sequence", ["ModalityLUTSequence", "VOILUTSequence"])
+@pytest.mark.parametrize(
+    ("descriptor", "size", "words"),
+    [
+        *(([4096, 0, bits], 4096, f"{bits} bits") for bits in (0, 1, 7, 17, 255, 65535)),
+        ([4096, 0, 16], 4095, "has 4095 entries and announces 4096"),
+        ([4096, 0, 8], 2047, "has 4094 entries and announces 4096"),
+        ([0, 0, 16], 4096, "announces 65536"),
+        ([4096, 0, 10], 4096, "10 bits and holds 4095"),
+        ([4096, 0], 4096, "three numbers"),
+        (4096, 4096, "three numbers"),
+    ],
+)
+def test_tables_that_the_standard_does_not_allow(
+    tmp_path: Path, sequence: str, descriptor: object, size: int, words: str
+) -> None:
+    tags = {sequence: lut(descriptor, np.arange(size))}
+    path = write_dicom(tmp_path / "a.dcm", RAMP, **tags)
+    with pytest.raises(UserError) as caught:
+        read_image(path)
+    assert words in str(caught.value) and str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("sequence", ["ModalityLUTSequence", "VOILUTSequence"])
+def test_eight_bit_entries_two_to_a_word(tmp_path: Path, sequence: str) -> None:
+    table = np.linspace(0, 255, 255).astype(np.uint8)  # an odd number: the last byte is padding
+    packed = np.append(table, np.uint8(0)).view("<u2")
+    tags = {sequence: lut([255, 0, 8], packed)}
+    path = write_dicom(tmp_path / "a.dcm", GREY8, bits=8, **tags)
+    assert close(read_image(path), table[np.minimum(GREY8, 254)] / 255)
+
+
+def test_a_table_of_65536_entries_says_0(tmp_path: Path) -> None:
+    table = np.arange(65536)[::-1]
+    path = write_dicom(
+        tmp_path / "a.dcm", RAMP * 16, bits=16, VOILUTSequence=lut([0, 0, 16], table)
+    )
+    assert close(read_image(path), 1 - RAMP * 16 / 65535)
+
+
+@pytest.mark.parametrize(("low", "intercept"), [(-1024, "0"), (0, "-1024")])
+@pytest.mark.parametrize("above", [0, 1024])
+def test_a_first_value_below_zero_may_be_written_without_its_sign(
+    tmp_path: Path, low: int, intercept: str, above: int
+) -> None:
+    """Also where no pixel of this picture is negative."""
+    stored = (RAMP // 4).astype(np.int16 if low else np.uint16) + low + above
+    table = np.linspace(0, 4095, 4096).astype(np.uint16)
+    for vr in ("US", "SS"):
+        sequence = lut([4096, 65536 - 1024, 12], table)
+        if vr == "SS":
+            sequence[0].add_new("LUTDescriptor", "SS", [4096, -1024, 12])
+        tags = {"VOILUTSequence": sequence, "RescaleIntercept": intercept, "RescaleSlope": "1"}
+        path = write_dicom(tmp_path / "a.dcm", stored, bits=16, **tags)
+        assert close(read_image(path), (RAMP // 4 + above) / 4095)
+
+
+@pytest.mark.parametrize("bits", [0, 1, 7, 12, 32])
+def test_palettes_of_a_strange_depth(tmp_path: Path, bits: int) -> None:
+    tags = {"PhotometricInterpretation": "PALETTE COLOR"}
+    for colour in ("Red", "Green", "Blue"):
+        tags[f"{colour}PaletteColorLookupTableDescriptor"] = [256, 0, bits]
+        tags[f"{colour}PaletteColorLookupTableData"] = np.arange(256).astype("<u2").tobytes()
+    refused_to_read(write_dicom(tmp_path / "a.dcm", GREY8, bits=8, **tags), "palette")
+
+
+@pytest.mark.parametrize("tags", [
+    {"RescaleSlope": "0"}, {"RescaleSlope": "nan"}, {"RescaleSlope": "inf"},
+    {"RescaleIntercept": "nan"}, {"RescaleSlope": "1e308", "RescaleIntercept": "1e308"},
+])  # fmt: skip
+@pytest.mark.parametrize("windowed", [False, True])
+def test_a_rescale_that_is_none(tmp_path: Path, tags: dict[str, str], windowed: bool) -> None:
+    more = {"WindowCenter": "40", "WindowWidth": "400"} if windowed else {}
+    path = write_raw(
+        tmp_path / "a.dcm", {"RescaleSlope": "1", "RescaleIntercept": "0", **tags}, more
+    )
+    refused_to_read(path)
+
+
+@pytest.mark.parametrize("tags", [
+    {"WindowCenter": "nan", "WindowWidth": "400"}, {"WindowCenter": "40", "WindowWidth": "nan"},
+    {"WindowCenter": "40", "WindowWidth": "-400"}, {"WindowCenter": "40", "WindowWidth": "inf"},
+    {"WindowCenter": "inf", "WindowWidth": "400"}, {"WindowCenter": "40", "WindowWidth": ""},
+])  # fmt: skip
+@pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
+def test_a_window_that_is_none_is_ignored(
+    tmp_path: Path, tags: dict[str, str], function: str
+) -> None:
+    path = write_raw(tmp_path / "a.dcm", {**tags, "VOILUTFunction": function})
+    assert close(read_image(path), RAMP / 4080)
+
+
+HEADERS = st.fixed_dictionaries(
+    {},
+    optional={
+        "BitsStored": st.sampled_from([0, 1, 8, 12, 16, 17, 255]),
+        "HighBit": st.sampled_from([0, 11, 15, 40]),
+        "PixelRepresentation": st.sampled_from([0, 1, 2, 255]),
+        "SamplesPerPixel": st.sampled_from([0, 1, 2, 3]),
+        "PhotometricInterpretation": st.sampled_from(
+            ["MONOCHROME1", "MONOCHROME2", "RGB", "PALETTE COLOR"]
+        ),
+        "PixelPaddingValue": st.integers(0, 32767),
+        "RescaleSlope": st.sampled_from(["0", "-1", "1e300", "nan", "-inf", "1e-300"]),
+        "RescaleIntercept": st.sampled_from(["0", "-1024", "1e300", "nan"]),
+        "WindowCenter": st.sampled_from(["0", "-1e300", "nan", "inf"]),
+        "WindowWidth": st.sampled_from(["0", "-1", "1e-300", "1", "1e300", "nan", "inf"]),
+        "VOILUTFunction": st.sampled_from(["LINEAR", "LINEAR_EXACT", "SIGMOID", "CUBIC"]),
+        "VOILUTSequence": st.tuples(
+            st.sampled_from([0, 1, 255, 4096, 65535]),
+            st.sampled_from([0, 5, 32768, 65535]),
+            st.sampled_from([0, 1, 8, 12, 16, 99]),
+        ).map(lambda d: lut(list(d), np.arange(4096))),
+    },
+)
+
+
+@given(HEADERS, st.integers(0, 65535), st.booleans())
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+def test_whatever_a_header_says_pixels_are_from_0_to_1_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, tags: dict[str, object], value: int, same: bool
+) -> None:
+    stored = RAMP * 0 + value if same else RAMP + value % 1000
+    texts = {k: v for k, v in tags.items() if isinstance(v, str)}
+    others = {k: v for k, v in tags.items() if not isinstance(v, str)}
+    path = write_raw(tmp_path_factory.mktemp("header") / "a.dcm", texts, others, stored)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # pydicom's, about the header
+        try:
+            image = read_image(path)
+        except UserError as error:
+            assert str(path) in str(error)
+            return
+    assert image.isfinite().all() and image.min() >= 0 and image.max() <= 1
+
+
 def test_dicom_by_its_mark(tmp_path: Path) -> None:
     path = write_dicom(tmp_path / "IM000001", RAMP)
     assert close(read_image(path), RAMP / 4080)
@@ -366,6 +531,36 @@ def test_pickles_and_strange_arrays(tmp_path: Path) -> None:
     refused(tmp_path / "c.npy", "NaN")
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("others", [0.5, 7.0])
+def test_pixels_that_are_no_numbers_are_refused_in_every_format(
+    tmp_path: Path, value: float, others: float
+) -> None:
+    array = np.full((6, 6), others, np.float32)
+    array[0, 0], array[2, 3] = 0, value
+    np.save(tmp_path / "grey.npy", array)
+    np.save(tmp_path / "colour.npy", np.dstack([array] * 3))
+    Image.fromarray(array).save(tmp_path / "a.tif")
+    write_dicom(tmp_path / "a.dcm", RAMP[:6, :6], WindowCenter="1", WindowWidth="2")
+    data = pydicom.dcmread(tmp_path / "a.dcm")
+    del data.PixelData, data.PixelRepresentation, data.BitsStored, data.HighBit
+    data.FloatPixelData, data.BitsAllocated = array.tobytes(), 32
+    data.save_as(tmp_path / "a.dcm")
+    for path in sorted(tmp_path.iterdir()):
+        refused_to_read(path, "NaN or infinite")
+
+
+def test_no_reader_hands_on_pixels_outside_0_to_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vilmedic_ssl.data import read
+
+    Image.fromarray(GREY8).save(tmp_path / "a.png")
+    for bad in (np.nan, 1.5, -0.1):
+        monkeypatch.setattr(read, "_read_pillow", lambda path, bad=bad: np.full((2, 2), bad))
+        refused_to_read(tmp_path / "a.png", "come out as")
+
+
 def test_unknown_mode(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="gray"):
         read_image(tmp_path / "a.png", mode="grey")  # type: ignore[arg-type]
@@ -387,6 +582,19 @@ def test_safe_join(tmp_path: Path) -> None:
     (root / "inner.png").symlink_to(root / "in")
     assert safe_join(root, "in/../in/a.png") == (root / "in/a.png").resolve()
     assert safe_join(root, "inner.png") == (root / "in").resolve()
+    assert safe_join(root, str(root / "in/../in/a.png")) == (root / "in/a.png").resolve()
+    assert safe_join(root, r"in\..\in\a.png") == (root / "in/a.png").resolve()
+    (tmp_path / "route").symlink_to(root)
+    assert safe_join(tmp_path / "route", str(root / "in/a.png")) == (root / "in/a.png").resolve()
+    assert safe_join(root, str(tmp_path / "route/in/a.png")) == (root / "in/a.png").resolve()
+    assert safe_join("/", str(root / "in/a.png")) == (root / "in/a.png").resolve()
+    (root / "a\\b.png").touch()
+    assert safe_join(root, "a\\b.png") == root.resolve() / "a\\b.png"
+    out = str(tmp_path / "root/../secret.png")
+    assert (tmp_path / "roots").mkdir() is None
+    for bad in (out, str(tmp_path / "roots/a.png"), r"..\secret.png", r"\\host\share\a", r"\a"):
+        with pytest.raises(UserError, match="leads out of .*set the root to a folder"):
+            safe_join(root, bad)
     for bad in ("../secret.png", "in/../../x", "/etc/passwd", "link.png", "C:\\x", "a\0b"):
         with pytest.raises(UserError):
             safe_join(root, bad)

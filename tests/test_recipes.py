@@ -59,6 +59,9 @@ def test_bad_nifti() -> None:
         good[:-1],
         gzip.compress(good)[:-20],
         good[:70] + b"\x99" + good[71:],
+        nifti(np.full((2, 3, 4), np.nan, np.float32), 16),
+        nifti(np.full((2, 3, 4), np.inf, np.float32), 16),
+        nifti(np.ones((2, 3, 4), np.int16), 4, slope=np.nan),
     ):
         with pytest.raises(UserError, match="NIfTI"):
             read_nifti(bad)

@@ -227,7 +227,7 @@ def test_resuming_takes_the_arguments_of_the_config_and_refuses_another_optimize
 )
 def test_resuming_refuses_what_its_state_depends_on(tiny, change):
     run(tiny, "settings")
-    with pytest.raises(UserError, match=f"as {change.split('=')[0]}, which its state depends on"):
+    with pytest.raises(UserError, match=f"as {change.split('=')[0]}, which its state"):
         run(tiny, "settings", "ckpt=last", change)
 
 

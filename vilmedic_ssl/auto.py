@@ -22,12 +22,13 @@ from vilmedic_ssl.data.transforms import Pipeline, Transform
 from vilmedic_ssl.errors import Unobtainable, UserError
 from vilmedic_ssl.executors import checkpoint
 from vilmedic_ssl.executors.dalle_files import read_dalle_pytorch
+from vilmedic_ssl.executors.stored import sealed
 from vilmedic_ssl.experiment.texts import take_text, texts_for
 from vilmedic_ssl.models.base import PretrainingModel
 from vilmedic_ssl.models.dalle import DALLE
 from vilmedic_ssl.models.vae import VAE
-from vilmedic_ssl.registry import load_plugins
-from vilmedic_ssl.schema import build, schema, without_weights
+from vilmedic_ssl.registry import find, load_plugins
+from vilmedic_ssl.schema import build, complete, schema
 
 ON_THE_HUB = re.compile(r"[\w.-]+/[\w.-]+")
 WANTED = ("*.pth", "*.ckpt", "*.yml", "*.json", "*.txt", "vocab*")  # of a repository
@@ -158,12 +159,30 @@ def _load(file: Path) -> tuple[PretrainingModel, Transform, Texts | None, list[s
         if theirs is None:
             raise
         return theirs, _for_vae(theirs), None, []
-    config = content["config"]
-    texts = texts_for(config, content)
-    take_text(config, content, texts)
-    model: PretrainingModel = build(without_weights(config["model"]), where="model")
+    model, transform, texts = described(content, file)
     checkpoint.load_weights(model, content["ema"] or content["model"], file)
-    return model, transform_of(config["dataset"]), texts, checkpoint.names_of(content)
+    return model, transform, texts, checkpoint.names_of(content)
+
+
+def described(
+    content: Mapping[str, Any], file: Path
+) -> tuple[PretrainingModel, Transform, Texts | None]:
+    """The model with fresh weights, the transform of its images and what reads its texts, as a
+    checkpoint of a run describes them. Nothing that its config names is opened, fetched or
+    imported.
+
+    Raises:
+        UserError: it describes no model.
+    """
+    stored = sealed(content["config"]["model"])
+    made = find(stored["proto"], folder="models", where=f"{file}: model.proto")
+    model_node = complete(stored, made, "model")
+    node = {**content["config"], "model": model_node}
+    texts = texts_for(node, content)
+    take_text(node, content, texts)
+    transform = transform_of(node.get("dataset") or {})
+    model: PretrainingModel = build(model_node, where="model")
+    return model, transform, texts
 
 
 def _for_vae(model: VAE | DALLE) -> Transform:
@@ -218,11 +237,12 @@ def _fetched(name: str) -> Path:
 
 def transform_of(node: Mapping[str, Any]) -> Transform:
     """The transform settings inside a dataset node, wherever its proto keeps them."""
-    if "image" in node:
+    if isinstance(node.get("image"), Mapping):
         return transform_of(node["image"])
     flat = {ImageDataset.TRANSFORM_KEYS.get(key, key): value for key, value in node.items()}
     flat = {key: value for key, value in flat.items() if key in schema(Transform)}
     keys = node.get("transform") or (flat and modern(flat))
     if not keys:
         raise UserError(f"the dataset {node.get('proto')!r} of this checkpoint tells no transform")
-    return Transform(**keys)
+    transform: Transform = build(keys, cls=Transform, where="dataset.transform")
+    return transform

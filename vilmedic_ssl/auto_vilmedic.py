@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from vilmedic_ssl import console
@@ -18,7 +18,7 @@ from vilmedic_ssl.data.presets import sides
 from vilmedic_ssl.data.texts import Texts, TextSettings
 from vilmedic_ssl.data.tokenizers import as_data, load_tokenizer, restore
 from vilmedic_ssl.data.transforms import IMAGENET, Transform
-from vilmedic_ssl.errors import ConfigError, UserError
+from vilmedic_ssl.errors import ConfigError, Unobtainable, UserError
 from vilmedic_ssl.executors.init_weights import UNREAD, start_from
 from vilmedic_ssl.models.base import PretrainingModel
 from vilmedic_ssl.schema import build
@@ -58,7 +58,7 @@ def load(folder: Path) -> Loaded:
     Raises:
         UserError: not one .pth (or .ckpt); a config without model or dataset, or of another model;
             tensors that are missing.
-        Unobtainable: a tokenizer or text encoder of the hub that cannot be had here.
+        Unobtainable: a tokenizer or text encoder that does not lie in the folder.
     """
     files = sorted([*folder.glob("*.pth"), *folder.glob("*.ckpt")])
     config = read_yaml(folder / CONFIG)
@@ -95,8 +95,8 @@ def load(folder: Path) -> Loaded:
 
 
 def _model_node(node: Mapping[str, Any], folder: Path, texts: Texts | None) -> dict[str, Any]:
-    """ViLMedic's keys of a model as ours; nothing is fetched but the architecture of the text
-    encoder.
+    """ViLMedic's keys of a model as ours; nothing is fetched, and the architecture of a text
+    encoder is read from the folder.
     """
     if "dalle" in node:  # which there pads with a word like others
         pad = None if texts is None else texts.tokenizer.pad_token_id
@@ -113,7 +113,7 @@ def _model_node(node: Mapping[str, Any], folder: Path, texts: Texts | None) -> d
     if "last_n_layers" in given:
         encoder["last_n_layers"] = given["last_n_layers"]
     if given.get("proto"):
-        encoder["proto"] = _inside(folder, given["proto"])
+        encoder["proto"] = _inside(folder, given["proto"], "model.encoder.proto")
     else:
         sizes = {k: v for k, v in given.items() if k not in NO_SIZES and v is not None}
         encoder["config"] = {"model_type": "bert", **sizes}
@@ -129,7 +129,7 @@ def _texts(node: Any, model: str, folder: Path) -> Texts:
     if not isinstance(node, Mapping):
         raise ConfigError("dataset: there is no block `seq`, and the model reads texts")
     tokenizer = (
-        load_tokenizer(_inside(folder, node["tokenizer"]))
+        load_tokenizer(_inside(folder, node["tokenizer"], "dataset.seq.tokenizer"))
         if node.get("tokenizer")
         else _word_tokenizer(_vocabulary(node, folder))
     )
@@ -158,24 +158,38 @@ def _transform(node: Mapping[str, Any]) -> Transform:
     return Transform(**{**found, "channels": "rgb", "views": 1})
 
 
-def _inside(folder: Path, name: str) -> str:
-    """A file or folder that a config names: below the folder of the zoo, by its whole path or its
-    last part; else the name as it stands.
+def _inside(folder: Path, name: Any, key: str) -> str:
+    """A file or folder that a config names, below the folder of the zoo, by its whole path or its
+    last part; no other place is looked at, since the config may be a stranger's.
+
+    Raises:
+        Unobtainable: it is not there.
     """
-    for candidate in (folder / name, folder / Path(name).name):
-        if candidate.exists():
-            return str(candidate)
-    return name
+    words = PurePath(name).parts if isinstance(name, str) else ()
+    places = [words, words[-1:]] if words else []
+    for place in places:
+        below = ".." not in place and not PurePath(*place).is_absolute()
+        if below and folder.joinpath(*place).exists():
+            return str(folder.joinpath(*place))
+    last = words[-1] if words else "NAME"
+    raise Unobtainable(
+        f"{key}: {name!r} does not lie in {folder}, and what a config of a zoo names is looked for "
+        f"nowhere else; copy it there as {folder / last} (from the hub: `hf download {name} "
+        f"--local-dir {folder / last}`)"
+    )
 
 
 def _vocabulary(node: Mapping[str, Any], folder: Path) -> list[str]:
     """The words of `vocab_file`, one per line, the line being the number."""
-    path = Path(_inside(folder, node.get("vocab_file") or "vocab.src"))
-    if not path.is_file():
+    name = node.get("vocab_file") or "vocab.src"
+    try:
+        path = Path(_inside(folder, name, "dataset.seq.vocab_file"))
+        return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except (Unobtainable, OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"dataset.seq: there is neither a tokenizer nor the vocabulary {path.name} in {folder}"
-        )
-    return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+            f"dataset.seq: there is neither a tokenizer nor the vocabulary {name} as UTF-8 text "
+            f"in {folder}"
+        ) from error
 
 
 def _word_tokenizer(words: list[str]) -> Any:

@@ -25,8 +25,8 @@ sections of a config (keys: `docs/configuration.md`, or the signature named here
   sweep       what varies over trainings   vilmedic_ssl.executors.sweep_settings.SweepSettings
               post_processing plug-ins     vilmedic_ssl/post_processing/
 
-overrides are read as YAML: trainor.batch_size=64 ensemblor.splits=[train,test]
-trainor.optim_params.lr=1e-3
+overrides: trainor.batch_size=64 trainor.optim_params.lr=1e-3 'dataset.root=my images'
+'ensemblor.splits=[train, test]'; values in brackets or braces are YAML
 exit codes: 0 done, 2 wrong input, 3 diverged, 4 a leak between splits that audit.allow does
             not name, 130 interrupted (a checkpoint was written), 1 a bug of ours
 """
@@ -177,6 +177,11 @@ def _explain_options(made: argparse.ArgumentParser) -> None:
         "--square", type=int, metavar="PIXELS", help="what covers, for occlusion (default: 1/8)"
     )
     made.add_argument("--beside", choices=("random",), help="also the network before training")
+    made.add_argument(
+        "--data",
+        metavar="CONFIG",
+        help="config with the training images of a checkpoint without a classifier",
+    )
     made.add_argument("--plugins", metavar="MODULE[,MODULE]", help="modules with further protos")
     made.add_argument("--out", metavar="FILE.png", help="default: explain.png")
     made.add_argument("--overwrite", action="store_true", help=REPLACE)

@@ -1,6 +1,6 @@
-"""YAML files with includes, dotted overrides and interpolation, as one plain mapping; and its hash.
+"""YAML files with includes, dotted overrides and interpolation, as one mapping; and its hash.
 
-Checking against signatures happens in the registry; this module only knows text.
+Types and signatures are the business of `settle.py` and `schema.py`; this module only knows text.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from vilmedic_ssl import scalars
 from vilmedic_ssl.errors import ConfigError
-from vilmedic_ssl.registry import closest
+from vilmedic_ssl.registry import closest, is_other_proto
+from vilmedic_ssl.scalars import Unreadable, Written, opened
+from vilmedic_ssl.schema import default_proto
 
 REPOSITORY = Path(__file__).parents[1]
 TO_KEY = re.compile(r"\$\{\s*[\w.\[\]-]+\s*\}")
@@ -65,32 +69,61 @@ def of_folder(folder: Path) -> Path:
     if found is None:
         raise ConfigError(
             f"{folder} is a folder without config_0.yml, so no trained run; name a .yml file, for "
-            f"a folder of images say config/SELFSUP/simclr-folder.yml dataset.root={folder}"
+            "a folder of images say config/SELFSUP/simclr-folder.yml "
+            f"{shlex.quote(f'dataset.root={folder}')}"
         )
     return found
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """One YAML file as a mapping; syntax errors become one sentence with the line."""
+    """One YAML file as a mapping of plain values; syntax errors become one sentence with the
+    line.
+    """
+    return scalars.plain(_read_file(path))  # type: ignore[no-any-return]
+
+
+def read_texts(path: Path) -> dict[str, Any]:
+    """One YAML file as a mapping all of whose values are text: `no` is a word."""
+    return scalars.texts(_read_file(path))  # type: ignore[no-any-return]
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    """One YAML file, its scalars as they are written."""
     try:
-        node = OmegaConf.load(path)
+        text = path.read_text(encoding="utf-8-sig")
+        scalars.refuse_line_ends(text)
+        node = scalars.read_document(text)
+        OmegaConf.create(node, flags={"allow_objects": True})  # is its interpolation readable?
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise ConfigError(f"{path}{line}: this is not readable YAML ({problem})") from error
-    if not isinstance(node, DictConfig):
+    if node is not None and not isinstance(node, dict):
         raise ConfigError(f"{path}: expected keys and values at the top level")
-    return OmegaConf.to_container(node, resolve=False)  # type: ignore[return-value]
+    return node or {}
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Mappings merge key by key; lists, scalars and null replace."""
+    """Mappings merge key by key; lists, scalars, null and a block of another `proto` replace."""
     merged = dict(below)
     for key, value in above.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = merge(merged[key], value) if both else value
+        merged[key] = _laid(merged.get(key), value, above.get("proto", below.get("proto")), key)
     return merged
+
+
+def _laid(old: Any, new: Any, owner: Any, key: str) -> Any:
+    """What stands for a key when `new` is written over `old`, in a block of the proto `owner`."""
+    below, above = opened(old), opened(new)
+    if not (isinstance(below, Mapping) and isinstance(above, Mapping)):
+        return new
+    if "proto" in above:
+        proto = below.get("proto")
+        if proto is None and isinstance(owner, str):
+            proto = default_proto(owner, key)
+        if is_other_proto(proto, above["proto"]):
+            return above
+    return merge(below, above)
 
 
 def read_with_includes(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -99,8 +132,8 @@ def read_with_includes(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, An
     if here in chain:
         loop = " -> ".join(p.name for p in (*chain, here))
         raise ConfigError(f"{path}: includes itself ({loop}); remove one of the `includes`")
-    node = read_yaml(path)
-    includes = node.pop("includes", None) or []
+    node = _read_file(path)
+    includes = scalars.plain(node.pop("includes", None)) or []
     if not isinstance(includes, list) or not all(isinstance(entry, str) for entry in includes):
         raise ConfigError(f"{path}: `includes` must list files, for example `includes: [base.yml]`")
     merged: dict[str, Any] = {}
@@ -111,21 +144,18 @@ def read_with_includes(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, An
 
 
 def parse_override(text: str) -> tuple[list[str], Any]:
-    """`a.b=c` as (["a", "b"], value), the value read as YAML."""
-    key, sign, value = text.partition("=")
-    key = key.strip()
-    if not sign or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key) or key.startswith("-"):
+    """`a.b=c` as (["a", "b"], value), the value as `scalars.read_value` has it."""
+    key, sign, typed = text.partition("=")
+    if not sign or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key.strip()) or key.startswith("-"):
         raise ConfigError(
             f"{text!r} is not an override; write key=value, for example trainor.batch_size=16"
         )
-    try:
-        parsed = OmegaConf.from_dotlist([f"value={value}"])
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(
-            f"{text!r}: the value is not readable YAML; put quotes around it inside those of the "
-            f"""shell, for example "{key}='*a*'\" or "{key}=['*a*', '*b*']\""""
-        ) from error
-    return key.split("."), OmegaConf.to_container(parsed, resolve=False)["value"]  # type: ignore[index,call-overload]
+    value = scalars.read_value(typed.strip() if key != key.strip() else typed)
+    if isinstance(value, Written) and "${" in value.text:  # keys are looked up inside, not kept
+        if isinstance(value.value, Unreadable):
+            raise ConfigError(f"{text!r}: the value is not readable YAML ({value.value.problem})")
+        value = value.value
+    return key.strip().split("."), value
 
 
 def apply_override(node: Any, keys: Sequence[str], value: Any, text: str) -> None:
@@ -140,15 +170,14 @@ def apply_override(node: Any, keys: Sequence[str], value: Any, text: str) -> Non
                 )
             slot = int(key)
         elif not isinstance(node, dict):
-            raise ConfigError(f"{text!r}: {'.'.join(keys[:depth])} is {node!r} and has no keys")
-        elif not last and not isinstance(node.get(key), (dict, list)):
+            has = scalars.plain(node)
+            raise ConfigError(f"{text!r}: {'.'.join(keys[:depth])} is {has!r} and has no keys")
+        elif not last and not isinstance(opened(node.get(key)), (dict, list)):
             node[key] = {}
-        if last:
-            old = node[slot] if isinstance(node, list) else node.get(slot)
-            both = isinstance(old, dict) and isinstance(value, dict)
-            node[slot] = merge(old, value) if both else value
-        else:
-            node = node[slot]
+        old = node[slot] if isinstance(node, list) else node.get(slot)
+        owner = node.get("proto") if isinstance(node, dict) else None
+        node[slot] = _laid(old, value, owner, key) if last else opened(old)
+        node = node[slot]
 
 
 def refuse_resolvers(node: Any, where: str, allow_env: bool) -> None:
@@ -174,13 +203,19 @@ def refuse_resolvers(node: Any, where: str, allow_env: bool) -> None:
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Read a config with its includes, apply `a.b=c` overrides and resolve interpolation.
+    """Read a config with its includes, apply `a.b=c` overrides and resolve interpolation; values
+    as YAML alone reads them.
 
     A run folder stands for the config in it.
 
     Raises:
         ConfigError: missing or unreadable file, bad override, resolver call, dangling `${...}`.
     """
+    return scalars.plain(read(path, overrides))  # type: ignore[no-any-return]
+
+
+def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """`load`, with values as they are written (`scalars.Written`), for `settle`."""
     path = Path(path)
     node = read_with_includes(of_folder(path) if path.is_dir() else find_file(path))
     node.pop("allow_env", None)
@@ -188,12 +223,13 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     for text in overrides:
         keys, value = parse_override(text)
         if keys == ["allow_env"]:
-            allow_env = value is True
+            allow_env = scalars.plain(value) is True
         else:
             apply_override(node, keys, value, text)
     refuse_resolvers(node, "", allow_env)
     try:
-        resolved = OmegaConf.to_container(OmegaConf.create(node), resolve=True)
+        loose = OmegaConf.create(node, flags={"allow_objects": True})
+        resolved = OmegaConf.to_container(loose, resolve=True)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "config"
         raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from error
@@ -211,7 +247,7 @@ def freeze(node: Mapping[str, Any]) -> DictConfig:
 
 def dump(node: Mapping[str, Any]) -> str:
     """The config as YAML text."""
-    return OmegaConf.to_yaml(OmegaConf.create(dict(node)))
+    return scalars.write_document(dict(node))
 
 
 def digest(node: Any) -> str:

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import zip_longest
 from typing import TypeVar
 
@@ -27,8 +28,23 @@ def colour(text: str, code: str) -> str:
     return text
 
 
+_silent = False
+_told: set[str] = set()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing is said or warned of meanwhile, and what is said once is not used up."""
+    global _silent
+    before, _silent = _silent, True
+    try:
+        yield
+    finally:
+        _silent = before
+
+
 def _write(text: str) -> None:
-    if not is_main():
+    if not is_main() or _silent:
         return
     if "tqdm" in sys.modules:  # keep a running bar whole; tqdm is only loaded once a bar exists
         sys.modules["tqdm"].tqdm.write(text, file=sys.stderr)
@@ -44,6 +60,20 @@ def say(text: str) -> None:
 def warn(text: str) -> None:
     """Something the user should know but that does not stop the run."""
     _write(colour("warning: ", "33") + text)
+
+
+def say_once(text: str) -> None:
+    """`say`, unless it was said before: a split is built several times in a run."""
+    if text not in _told and not _silent:
+        _told.add(text)
+        say(text)
+
+
+def warn_once(text: str) -> None:
+    """`warn`, unless it was said before."""
+    if text not in _told and not _silent:
+        _told.add(text)
+        warn(text)
 
 
 def fail(text: str) -> None:

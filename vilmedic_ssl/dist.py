@@ -200,6 +200,8 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
         count = wide.new_tensor([wide.numel() / wide.shape[1]])
         # Two sums instead of one: the centred second moment does not cancel for a large mean.
         n = total(count)
+        if float(n) < 2:  # as torch's own says it
+            raise ValueError(f"Expected more than 1 value per channel when training, got {n}")
         mean = total(wide.sum(axes)) / n
         centred = wide - mean.view(shape)
         variance = total(centred.square().sum(axes)) / n

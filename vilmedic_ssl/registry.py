@@ -125,3 +125,11 @@ def find(
 def is_plugin(name: str) -> bool:
     """True when a third-party module registered `name`."""
     return name in _plugins
+
+
+def is_other_proto(one: Any, other: Any) -> bool:
+    """True when both are names, of different classes, and one of them at least is registered."""
+    if not (isinstance(one, str) and isinstance(other, str)):
+        return False
+    homes = [_plugins.get(name) or index().get(name) for name in (one, other)]
+    return homes[0] != homes[1] if any(homes) else False

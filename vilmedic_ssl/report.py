@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from vilmedic_ssl.executors.sweep_table import write_whole
+from vilmedic_ssl.files import write_text
 from vilmedic_ssl.report_audit import _findings
 from vilmedic_ssl.report_charts import curves
 from vilmedic_ssl.report_html import (
@@ -76,7 +76,7 @@ def write_report(
     ]
     path = run_dir / "report.html"
     page = _page(title, sections)
-    write_whole(page.encode(errors="backslashreplace").decode(), path)  # names that are not UTF-8
+    write_text(path, page, errors="backslashreplace")  # names that are not UTF-8
     return path
 
 

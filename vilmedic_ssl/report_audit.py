@@ -8,7 +8,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vilmedic_ssl.executors.sweep_table import write_whole
+from vilmedic_ssl.files import write_text
 from vilmedic_ssl.report_html import (
     _count,
     _folded,
@@ -53,7 +53,7 @@ def write_audit(
     ]
     path = folder / "audit.html"
     page = _page(title, sections)
-    write_whole(page.encode(errors="backslashreplace").decode(), path)  # names that are not UTF-8
+    write_text(path, page, errors="backslashreplace")  # names that are not UTF-8
     return path
 
 

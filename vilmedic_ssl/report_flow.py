@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vilmedic_ssl.executors.flow_table import Cell, grid, mean_text, minus_text
-from vilmedic_ssl.executors.sweep_table import write_whole
+from vilmedic_ssl.files import atomic, write_text
 from vilmedic_ssl.report_html import _figure, _folded, _list, _page, _section, _table, _yaml
 
 COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D"
@@ -52,7 +52,7 @@ def write_flow_report(
         sections.append(_section(NAMES[metric].capitalize(), body))
     sections.append(_folded("Configuration", _yaml(config)))
     path = folder / "flow.html"
-    write_whole(_page(f"{title}: comparison", sections), path)
+    write_text(path, _page(f"{title}: comparison", sections))
     return path
 
 
@@ -102,5 +102,6 @@ def learning_curve(
     plot.grid(axis="y", color="#e4e8ec", lw=0.8)
     plot.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper left", ncols=min(4, len(stages)), frameon=False, fontsize=10)
-    figure.savefig(path, dpi=160)
+    with atomic(path) as file:
+        figure.savefig(file, dpi=160)
     return path

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -68,8 +69,12 @@ def complete(node: Any, obj: Callable[..., Any], where: str) -> dict[str, Any]:
         raise ConfigError(f"{where or 'config'}: expected keys and values, found {node!r}")
     keys, aliases = schema(obj), getattr(obj, "KEY_ALIASES", {})
     result: dict[str, Any] = {}
+    names = {given: aliases.get(given, str(given)) for given in node}
+    for name in names.values():  # all, before any is missing: one may be misspelt
+        if name not in keys and name != "proto":
+            _refuse_key(name, obj, where)
     for given, value in node.items():
-        name = aliases.get(given, str(given))
+        name = names[given]
         path = f"{where}.{name}" if where else name
         if value == "???":  # OmegaConf's mark for a value the user must supply
             raise ConfigError(f"{path}: this key must be given, write {path}=...")
@@ -80,9 +85,8 @@ def complete(node: Any, obj: Callable[..., Any], where: str) -> dict[str, Any]:
             raise ConfigError(f"{path}: given twice, also as {given!r}; keep one")
         if named and find(value, where=path) is obj:
             result[name] = value
-        elif name not in keys:
-            told = getattr(obj, "REFUSED_KEYS", {}).get(name)
-            raise ConfigError(f"{path}: {told or f'there is no such key; {closest(name, keys)}'}")
+        elif named:
+            _refuse_key(name, obj, where)
         else:
             result[name] = conform(_joined(value, keys[name].default), keys[name].annotation, path)
     for name, key in keys.items():
@@ -92,6 +96,16 @@ def complete(node: Any, obj: Callable[..., Any], where: str) -> dict[str, Any]:
                 raise ConfigError(f"{path}: this key is required ({spell(key.annotation)})")
             result[name] = _filled(key, path)
     return result
+
+
+def _refuse_key(name: str, obj: Callable[..., Any], where: str) -> None:
+    """Raises:
+    ConfigError: always, with the closest known keys.
+    """
+    refused = getattr(obj, "REFUSED_KEYS", {}).get(name)
+    path = f"{where}.{name}" if where else name
+    near = closest(name, schema(obj))
+    raise ConfigError(f"{path}: {refused or f'there is no such key; {near}'}")
 
 
 def _joined(value: Any, default: Any) -> Any:
@@ -164,8 +178,10 @@ def conform(value: Any, annotation: Any, where: str) -> Any:
 
 
 def _hint(value: Any, annotation: Any) -> str:
-    if annotation is str and isinstance(value, (int, float)):
+    if annotation is str and (value is None or isinstance(value, (int, float))):
         return "; put quotes around it"
+    if isinstance(value, str) and re.match(r"[\w-]+: ", value) and annotation is not str:
+        return "; put braces around it"
     if typing.get_origin(annotation) is list and isinstance(value, str):
         return "; put square brackets around it"
     if annotation is float and isinstance(value, str) and value.endswith("%"):
@@ -304,6 +320,22 @@ def without_weights(node: Any) -> Any:
     if isinstance(node, Mapping):
         return {k: False if k == "pretrained" else without_weights(v) for k, v in node.items()}
     return node
+
+
+def default_proto(owner: str, key: str) -> str | None:
+    """The class that a block is made of where it names no proto, below a key of a proto; None
+    where that is unknown, or the block has a `proto` of its own.
+    """
+    try:
+        known = schema(find(owner)).get(key)
+    except ConfigError:
+        return None
+    if known is None:
+        return None
+    made: Any = _nested_class(known.annotation)
+    if dataclasses.is_dataclass(known.default):
+        made = type(known.default)
+    return made.__name__ if made and "proto" not in schema(made) else None
 
 
 def _nested_class(annotation: Any) -> type | None:

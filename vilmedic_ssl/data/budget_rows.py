@@ -7,6 +7,7 @@ many images of a patient show a label, `sizes` how many images a patient has.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vilmedic_ssl.data.budget import Budget
-from vilmedic_ssl.data.budget_order import beginning, up_to
+from vilmedic_ssl.data.budget_order import beginning, ordering, up_to
 from vilmedic_ssl.data.divide import Cohort, pool
 from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.registry import closest
@@ -173,6 +174,8 @@ def _imbalanced(cohort: Cohort, keep: dict[str, float], seed: int) -> np.ndarray
 
 def _chosen(cohort: Cohort, budget: Budget, seed: int, wanting: list[str]) -> np.ndarray:
     """(N,) bool: the samples of the patients that a budget takes."""
+    if not len(cohort):
+        raise UserError("budget.keep: no labelled image is left; write larger shares")
     of_N, counts_GL, sizes_G = _ranked(cohort, seed)
     if not cohort.names:
         counts_GL = sizes_G[:, None]  # as if all images were of one class
@@ -186,7 +189,8 @@ def _chosen(cohort: Cohort, budget: Budget, seed: int, wanting: list[str]) -> np
         ]
         if few:
             wanting.append(f"fewer than {limit} images of a class: {', '.join(few)}")
-        what, least = f"samples_per_class: {limit}", int(counts_GL.max(1).min(initial=1))
+        what, least = f"samples_per_class: {limit}", int(counts_GL.max(1).min())
+        instead = f"samples_per_class: {least}"
     else:
         wanted = len(cohort) if budget.samples is None else budget.samples
         if budget.fraction is not None:
@@ -197,11 +201,14 @@ def _chosen(cohort: Cohort, budget: Budget, seed: int, wanting: list[str]) -> np
             why = "there are no more" if taken_G.all() else "patients stay whole"
             kind = "labelled images" if cohort.names else "images"
             wanting.append(f"{got:,} {kind} instead of {wanted:,}: {why}")
-        what, least = f"{wanted} of {len(cohort)} images", int(sizes_G.min(initial=1))
+        least = int(sizes_G[next(ordering(counts_GL, sizes_G))])
+        what, instead = f"{wanted} of {len(cohort)} images", f"samples: {least}"
+        if budget.fraction is not None:
+            instead = f"fraction: {math.ceil(1e4 * least / len(cohort)) / 1e4:g}"
     if not taken_G.any():
         raise UserError(
-            f"budget: {what} is less than any patient has ({least} image(s) at least, and patients "
-            "stay whole); write a larger one"
+            f"budget: {what} takes no patient: the first to be drawn has {least:,} "
+            f"image{'s' * (least != 1)}, and patients stay whole; write {instead} or more"
         )
     return taken_G[of_N]
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vilmedic_ssl.data.dicom_tables import lookup, palette, rescale, window
 from vilmedic_ssl.errors import UserError
 
 PALETTE_TAGS = [
@@ -49,14 +50,11 @@ def decode(path: Path) -> np.ndarray:
     dataset = _read(path)
     stored = _stored(dataset, path)
     if str(dataset.PhotometricInterpretation) == "PALETTE COLOR":
-        from pydicom.pixels import apply_color_lut
-
-        stored = apply_color_lut(stored, dataset)
-        full = 2.0 ** int(dataset.RedPaletteColorLookupTableDescriptor[2]) - 1
-    elif stored.ndim == 2:
-        return _grey(dataset, stored)
-    else:
-        full = 2.0 ** int(dataset.BitsStored) - 1
+        return palette(dataset, stored).astype(np.float32)
+    if stored.ndim == 2:
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is looked for after it
+            return _grey(dataset, stored)
+    full = 2.0 ** int(dataset.BitsStored) - 1
     return np.clip(stored[..., :3] / full, 0, 1).astype(np.float32)
 
 
@@ -156,10 +154,18 @@ def _padding(dataset: Any, stored_HW: np.ndarray) -> np.ndarray:
 
 
 def _modality(dataset: Any, stored_HW: np.ndarray) -> np.ndarray:
+    """Stored values in the units of the modality, such as Hounsfield's.
+
+    Raises:
+        ValueError: a table or a rescale that is none, pixels that are no finite numbers.
+    """
     if dataset.get("ModalityLUTSequence"):
-        return _lookup(dataset, dataset.ModalityLUTSequence[0], stored_HW)[0]
-    slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
-    return stored_HW * float(1 if slope is None else slope) + float(intercept or 0)
+        signed = bool(dataset.PixelRepresentation)
+        return lookup(dataset, dataset.ModalityLUTSequence[0], stored_HW, signed=signed)[0]
+    values_HW = rescale(dataset, stored_HW)
+    if not np.isfinite(values_HW).all():
+        raise ValueError("it holds NaN or infinite pixels")
+    return values_HW
 
 
 def _voi(dataset: Any, values_HW: np.ndarray) -> np.ndarray | None:
@@ -169,12 +175,14 @@ def _voi(dataset: Any, values_HW: np.ndarray) -> np.ndarray | None:
     Of several alternatives the first is taken, and a table before a window, as viewers do.
     """
     if dataset.get("VOILUTSequence"):
-        shown_HW, bits = _lookup(dataset, dataset.VOILUTSequence[0], values_HW)
-        return np.clip(shown_HW / (2.0**bits - 1), 0, 1)
-    center, width = (_first(dataset.get(tag)) for tag in ("WindowCenter", "WindowWidth"))
+        item, signed = dataset.VOILUTSequence[0], bool(values_HW.min() < 0) or _below_zero(dataset)
+        shown_HW, bits = lookup(dataset, item, values_HW, signed=signed)
+        return shown_HW / (2.0**bits - 1)
     function = str(dataset.get("VOILUTFunction") or "LINEAR").strip().upper()
-    if center is None or width is None or width < (1 if function == "LINEAR" else 1e-9):
+    found = window(dataset, 1 if function == "LINEAR" else 1e-9)
+    if found is None:
         return None
+    center, width = found
     if (
         function == "SIGMOID"
     ):  # C.11.2.1.3.1: 1 / (1 + exp(-4 (x - c) / w)), written so that it cannot overflow
@@ -184,26 +192,8 @@ def _voi(dataset: Any, values_HW: np.ndarray) -> np.ndarray | None:
     return np.clip((values_HW - center) / width + 0.5, 0, 1)
 
 
-def _first(value: Any) -> float | None:
-    """The first of a possibly multi-valued decimal string."""
-    if value is None or value == "":
-        return None
-    return float(value if np.isscalar(value) or not hasattr(value, "__len__") else value[0])
-
-
-def _lookup(dataset: Any, item: Any, values_HW: np.ndarray) -> tuple[np.ndarray, int]:
-    """Values through a table of PS3.3 C.11: (table entries, bits per entry)."""
-    entries, first, bits = (int(n) for n in item.LUTDescriptor)
-    entries = entries or 2**16  # 16 bits cannot write 65536
-    if first >= 2**15 and values_HW.min() < 0:
-        first -= 2**16  # a signed number in an unsigned field
-    data = item.LUTData
-    order = "<" if dataset.file_meta.TransferSyntaxUID.is_little_endian else ">"
-    words = np.frombuffer(data, f"{order}u2") if isinstance(data, bytes) else np.atleast_1d(data)
-    words = words.astype("<u2")
-    table = (
-        words if len(words) >= entries else words.view("u1")
-    )  # 8-bit entries may come two to a word
-    if len(table) < entries:
-        raise ValueError(f"its lookup table has {len(table)} entries and announces {entries}")
-    return table[np.clip(np.rint(values_HW) - first, 0, entries - 1).astype(np.int64)], bits
+def _below_zero(dataset: Any) -> bool:
+    """Whether what comes out of the modality step may be negative; a table's entries are not."""
+    if dataset.get("ModalityLUTSequence"):
+        return False
+    return bool(dataset.PixelRepresentation) or float(rescale(dataset, np.zeros(1))[0]) < 0

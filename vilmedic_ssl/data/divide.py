@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from vilmedic_ssl.data.patients import Unknown
 from vilmedic_ssl.data.split_file import Row
-from vilmedic_ssl.data.splits import TEST, TRAIN, VALIDATE, assign
-from vilmedic_ssl.data.stratify import balance, deviation, nest, stratify
+from vilmedic_ssl.data.splits import TEST, TRAIN, VALIDATE, assign, refuse_shares
+from vilmedic_ssl.data.spread import spread
+from vilmedic_ssl.data.stratify import balance, deviation, nest
 from vilmedic_ssl.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ class Cohort:
     Attributes:
         homes, ids: split in the data, and name there.
         groups: the patient of each sample, or the sample itself.
-        known: patients are known.
+        unknown: True for samples whose patient is unknown.
         names: one per column: the classes, or the findings and `none positive`.
         table_NL: (N, L) float64 in {0, 1}: which sample shows what.
     """
@@ -36,7 +38,7 @@ class Cohort:
     homes: list[str]
     ids: list[str]
     groups: list[str]
-    known: bool
+    unknown: list[bool]
     names: list[str]
     table_NL: np.ndarray
 
@@ -46,10 +48,16 @@ class Cohort:
     def part(self, mask_N: np.ndarray) -> Cohort:
         """The samples a mask is true for."""
         rows = np.flatnonzero(mask_N)
-        homes, ids, groups = (
-            [column[i] for i in rows] for column in (self.homes, self.ids, self.groups)
-        )
-        return replace(self, homes=homes, ids=ids, groups=groups, table_NL=self.table_NL[rows])
+        columns = {
+            name: [getattr(self, name)[i] for i in rows]
+            for name in ("homes", "ids", "groups", "unknown")
+        }
+        return replace(self, **columns, table_NL=self.table_NL[rows])
+
+    @property
+    def known(self) -> bool:
+        """True when any patient is."""
+        return not all(self.unknown)
 
     def per_patient(self, table_NF: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(patient of each sample (N,), counts (G, F), images per patient (G,))."""
@@ -74,7 +82,7 @@ def pool(homes: Mapping[str, MedicalDataset]) -> Cohort:
                 f"split {home!r} of the data has other classes than the first one; give all "
                 "splits the same ones"
             )
-        patients = data.patients or [""] * len(data)
+        patients = data.patients or [Unknown()] * len(data)
         columns, multi = _columns(data), data.labels is not None and data.labels.ndim == 2
         for i, name in enumerate(data.ids):
             rows.append((home, name, patients[i], columns[i]))
@@ -85,8 +93,8 @@ def pool(homes: Mapping[str, MedicalDataset]) -> Cohort:
     return Cohort(
         [row[0] for row in rows],
         [row[1] for row in rows],
-        [f"patient {row[2]}" if row[2] else f"sample {row[0]}:{row[1]}" for row in rows],
-        all(row[2] for row in rows),
+        [f"sample {r[0]}:{r[1]}" if isinstance(r[2], Unknown) else f"patient {r[2]}" for r in rows],
+        [isinstance(row[2], Unknown) for row in rows],
         [*names, "none positive"] if multi else list(names),
         np.stack([row[3] for row in rows]),
     )
@@ -111,9 +119,9 @@ def divide(cohort: Cohort, shares: Mapping[str, float], *, method: Method, seed:
     Raises:
         UserError: fewer patients than splits, impossible fractions, or no labels to go by.
     """
-    drawn = assign(cohort.groups, fractions=shares, seed=seed)  # checks the fractions too
+    refuse_shares(cohort.groups, shares)
     if method == "random":
-        return np.array(drawn)
+        return np.array(assign(cohort.groups, fractions=shares, seed=seed))
     if not cohort.names:
         raise UserError(
             f"--method {method}: this data has no labels; name them in the dataset section, or "
@@ -122,10 +130,11 @@ def divide(cohort: Cohort, shares: Mapping[str, float], *, method: Method, seed:
     shares_S = np.array(list(shares.values()))
     of_N, counts_GL, sizes_G = cohort.per_patient(cohort.table_NL)
     if method == "stratified":
-        home_G = stratify(counts_GL, sizes_G, shares_S, seed=seed)
+        home_G = spread(counts_GL, sizes_G, shares_S, seed=seed)
     else:
         more_GF = _combinations(cohort, least=1 / shares_S.min())
-        home_G = balance(counts_GL, more_GF, sizes_G, shares_S, seed=seed)
+        start_G = spread(counts_GL, sizes_G, shares_S, seed=seed)
+        home_G = balance(start_G, counts_GL, more_GF, sizes_G, shares_S, seed=seed)
     return np.array(list(shares))[home_G][of_N]
 
 

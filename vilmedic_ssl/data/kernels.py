@@ -167,24 +167,32 @@ class Blur:
         sigma = uniform(*self.sigma)
         x, y = self.kernel_size[0] // 2, self.kernel_size[1] // 2
         padded = F.pad(image, (x, x, y, y), mode="reflect")
-        rows = _blur_rows(padded, y, sigma)
-        return _blur_rows(rows.transpose(-1, -2), x, sigma).transpose(-1, -2)
+        height, width = image.shape[-2:]
+        down = _band(height, y, sigma)
+        across = down if (width, x) == (height, y) else _band(width, x, sigma)
+        return _weigh(across, _weigh(down, padded).transpose(-1, -2)).transpose(-1, -2)
 
 
-def _blur_rows(padded_CHW: Tensor, reach: int, sigma: float) -> Tensor:
-    """(C, H + 2 reach, W) -> (C, H, W): each row a weighted sum of those within reach.
+def _band(height: int, reach: int, sigma: float) -> Tensor:
+    """(block, block + 2 reach): row r holds the weights of rows r to r + 2 reach, which sum to 1.
 
-    As a product with a banded matrix, or, for tall pictures, with the same small one for every
-    block of rows and its surroundings. One channel is too little for a convolution to be quick.
+    A block is the whole height, or, of tall pictures, a part that all blocks share.
     """
-    height = padded_CHW.shape[-2] - 2 * reach
     divisors = (b for b in (32, 28, 24) if height % b == 0 and height > 96)
     block = next(divisors, height)
-    at = torch.arange(-reach, reach + 1)
-    weights = torch.softmax(at.square().mul(-0.5 / sigma**2), 0)  # exp, summing to 1
+    offset = torch.arange(-reach, reach + 1)
+    weights = torch.softmax(offset.square().mul(-0.5 / sigma**2), 0)  # exp, summing to 1
     band = torch.zeros(block, block + 2 * reach)
     band.as_strided((block, 2 * reach + 1), (block + 2 * reach + 1, 1)).copy_(weights)
-    if block == height:
+    return band
+
+
+def _weigh(band: Tensor, padded_CHW: Tensor) -> Tensor:
+    """(C, H + 2 reach, W) -> (C, H, W): each row a weighted sum of those within reach, as a product
+    with a banded matrix. One channel is too little for a convolution to be quick.
+    """
+    block, window = band.shape
+    if window == padded_CHW.shape[-2]:
         return band @ padded_CHW
-    windows = padded_CHW.unfold(-2, block + 2 * reach, block)  # (C, blocks, W, block + 2 reach)
+    windows = padded_CHW.unfold(-2, window, block)  # (C, blocks, W, window)
     return (band @ windows.transpose(-1, -2)).flatten(-3, -2)

@@ -33,24 +33,30 @@ def batches_of(order: list[int], size: int, *, ranks: int, drop_last: bool) -> l
     """Cut an order into batches of `size`.
 
     A tail shorter than an eighth of a batch joins the batch before it: alone its contrastive loss
-    would be noise. So does one too short for the ranks, which changes a run only where there are
-    more ranks than an eighth of the batch.
+    would be noise. So does a single image, of which batch norm has no statistics, and a tail too
+    short for the ranks, which changes a run only where there are more ranks than an eighth of the
+    batch.
     """
     batches = [order[i : i + size] for i in range(0, len(order), size)]
     if len(batches) > 1 and len(batches[-1]) < size:
         if drop_last:
             batches.pop()
-        elif len(batches[-1]) < max(ranks, size / 8):
+        elif len(batches[-1]) < max(2, ranks, size / 8):
             tail = batches.pop()
             batches[-1] = batches[-1] + tail
     return batches
 
 
+def steps_of(n: int, size: int, *, ranks: int = 1, drop_last: bool = False) -> int:
+    """Batches that `batches_of` cuts an epoch of `n` samples into."""
+    return len(batches_of(list(range(n)), size, ranks=ranks, drop_last=drop_last))
+
+
 def even_batches(order: list[int], size: int, *, ranks: int) -> list[list[int]]:
     """As few batches as `size` allows, equal up to one sample, so that their losses compare; none
-    smaller than the number of ranks.
+    smaller than the number of ranks, nor of a single image unless `size` is 1.
     """
-    count = max(1, min(-(-len(order) // size), len(order) // ranks))
+    count = max(1, min(-(-len(order) // size), len(order) // max(ranks, min(2, size))))
     return [share(order, i, count) for i in range(count)]
 
 

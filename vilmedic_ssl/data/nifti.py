@@ -22,8 +22,8 @@ def read_nifti(data: bytes, *, name: str = "volume") -> tuple[np.ndarray, np.nda
     front, +z top).
 
     Raises:
-        UserError: not NIfTI-1, truncated, too large, of another element type, or without an affine
-            (sform).
+        UserError: not NIfTI-1, truncated, too large, of another element type, without an affine
+            (sform), or with voxels that are no finite numbers.
     """
     try:
         if data[:2] == b"\x1f\x8b":
@@ -56,6 +56,8 @@ def _parse(data: bytes) -> tuple[np.ndarray, np.ndarray]:
     voxels_XYZ = flat.reshape(shape[:3], order="F").astype(DTYPES[code])
     if slope not in (0.0, 1.0) or (slope and intercept):
         voxels_XYZ = voxels_XYZ * slope + intercept
+    if not np.isfinite(voxels_XYZ).all():
+        raise ValueError("NaN or infinite voxels")
     affine = np.eye(4)
     affine[:3] = np.array(struct.unpack_from(order + "12f", data, 280)).reshape(3, 4)
     return voxels_XYZ, affine

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-import tempfile
 import tokenize
 import zipfile
 import zlib
@@ -22,6 +21,7 @@ import numpy as np
 from vilmedic_ssl import console
 from vilmedic_ssl.data.paths import cache_folder
 from vilmedic_ssl.errors import UserError
+from vilmedic_ssl.files import atomic, remove_partials
 
 MAX_SMALL = 2**28  # bytes of an array that is read into memory
 MAX_CHECKED = 2**28  # larger copies in the cache are known by their size alone
@@ -119,21 +119,16 @@ class Npz:
             total=-(-info.file_size // BLOCK),
             unit="MB",
         )
-        scratch = ""
         try:
             copy.parent.mkdir(parents=True, exist_ok=True)
-            handle, scratch = tempfile.mkstemp(dir=copy.parent, suffix=".partial")
-            with os.fdopen(handle, "wb") as file:
+            remove_partials(copy.parent)
+            with atomic(copy, mode=0o600) as file:
                 file.writelines(blocks)
-            os.replace(scratch, copy)
         except OSError as error:
             raise UserError(
                 f"{self.path}: cannot be unpacked into {copy.parent} ({error}); free "
                 f"{info.file_size / 1e9:.1f} GB there or set VILMEDIC_SSL_CACHE to another folder"
             ) from error
-        finally:
-            if scratch:
-                Path(scratch).unlink(missing_ok=True)
 
     def _unpacked(self, info: zipfile.ZipInfo) -> Iterator[bytes]:
         """The member's bytes; trouble with reading is told apart from trouble with writing."""

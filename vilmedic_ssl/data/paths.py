@@ -43,26 +43,27 @@ def digest_of(path: Path, kind: str = "sha256") -> str:
 def safe_join(root: str | Path, relative: str | Path) -> Path:
     """`root / relative` with links followed; the file need not exist.
 
+    An absolute path below `root` is taken too, and a relative one that Windows wrote, if there is
+    no file whose name has the backslashes.
+
     Raises:
-        UserError: `relative` is absolute, or leads out of `root` by `..` or through a symbolic
-            link.
+        UserError: `relative` leads out of `root`, by itself, by `..` or through a symbolic link.
     """
     text = str(relative)
-    if Path(text).is_absolute() or PureWindowsPath(text).anchor:
-        raise UserError(
-            f"path '{text}' is absolute: write it relative to {Path(root).absolute()}, "
-            "or set the root to the folder that holds the files"
-        )
+    windows = PureWindowsPath(text)
     try:
         base = Path(root).resolve()
+        if "\\" in text and not windows.anchor and not (base / text).exists():
+            text = windows.as_posix()
         target = (base / text).resolve()
     except (OSError, RuntimeError, ValueError) as error:  # link loop, name too long, NUL byte
         raise UserError(
             f"path {text!r} under {root} cannot be followed ({error}): correct it"
         ) from error
-    if not target.is_relative_to(base):
+    elsewhere = windows.anchor and not Path(text).is_absolute()  # of a system with drives
+    if elsewhere or not target.is_relative_to(base):
         raise UserError(
-            f"path {text!r} leads out of {root} (to {target}): keep the files under the root, "
-            "or set the root to a folder that holds them all"
+            f"path {text!r} leads out of {root} ({'of Windows' if elsewhere else f'to {target}'}): "
+            "keep the files under the root, or set the root to a folder that holds them all"
         )
     return target

@@ -142,6 +142,9 @@ def decode_pixels(path: Path) -> np.ndarray:
         pixels = reader(path)
         if 0 in pixels.shape:
             raise ValueError("it has no pixels")
+        low, high = float(pixels.min()), float(pixels.max())
+        if not (low >= 0 and high <= 1):  # NaN fails every comparison
+            raise ValueError(f"its pixels come out as {low:g} to {high:g}, not as 0 to 1")
         return pixels
 
 

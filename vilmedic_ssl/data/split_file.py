@@ -11,6 +11,7 @@ from typing import Any
 
 from vilmedic_ssl.config import digest
 from vilmedic_ssl.errors import MissingSplit, UserError
+from vilmedic_ssl.files import write_text
 
 FORMAT = 1
 Row = tuple[str, str, str, float | None]
@@ -100,11 +101,9 @@ def write_splits(splits: SplitFile) -> None:
     head = {"format": FORMAT, "hash": splits.hash, "made_by": splits.made_by}
     text = json.dumps(head, indent=1, ensure_ascii=False).removesuffix("\n}")
     text += ',\n "rows": [\n' + ",\n".join(rows) + "\n]}\n"
-    partial = splits.path.with_name(splits.path.name + ".partial")
     try:
         splits.path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(splits.path)
+        write_text(splits.path, text)
     except OSError as error:
         raise UserError(f"cannot write {splits.path} ({error.strerror}); change --out") from error
 

@@ -6,13 +6,11 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vilmedic_ssl.data.patients import tell_apart
 from vilmedic_ssl.errors import UserError
 
 TRAIN, VALIDATE, TEST = "train", "validate", "test"
 FRACTIONS = {TRAIN: 0.7, VALIDATE: 0.1, TEST: 0.2}
-
-
-NOTHING = {"", "nan", "none", "null", "nat", "<na>"}  # a missing id, as tables and pandas spell it
 
 
 def rows_of(table: Any) -> list[Mapping[str, Any]]:
@@ -20,9 +18,16 @@ def rows_of(table: Any) -> list[Mapping[str, Any]]:
     return table.to_dict("records") if hasattr(table, "to_dict") else list(table)
 
 
-def is_missing(value: Any) -> bool:
-    """True for an id that names nobody: blank, None, NaN, and their spellings."""
-    return str(value).strip().lower() in NOTHING
+def refuse_shares(groups: Sequence[str], fractions: Mapping[str, float]) -> None:
+    """Raises:
+    UserError: fractions that are not positive or do not sum to 1, or fewer groups than splits.
+    """
+    if any(f <= 0 for f in fractions.values()) or abs(sum(fractions.values()) - 1) > 1e-6:
+        raise UserError(f"fractions {dict(fractions)}: write positive numbers that sum to 1")
+    if (there := len(set(groups))) < len(fractions):
+        raise UserError(
+            f"{there} patients cannot fill {len(fractions)} splits; add data or name fewer splits"
+        )
 
 
 def assign(groups: Sequence[str], *, fractions: Mapping[str, float], seed: int) -> list[str]:
@@ -35,16 +40,10 @@ def assign(groups: Sequence[str], *, fractions: Mapping[str, float], seed: int) 
         UserError: fractions that are not positive or do not sum to 1, or fewer patients than
             splits.
     """
-    if any(f <= 0 for f in fractions.values()) or abs(sum(fractions.values()) - 1) > 1e-6:
-        raise UserError(f"fractions {dict(fractions)}: write positive numbers that sum to 1")
+    refuse_shares(groups, fractions)
     sizes: dict[str, int] = {}
     for group in groups:
         sizes[group] = sizes.get(group, 0) + 1
-    if len(sizes) < len(fractions):
-        raise UserError(
-            f"{len(sizes)} patients cannot fill {len(fractions)} splits; add data or name fewer "
-            "splits"
-        )
     patients = sorted(sizes)
     random.Random(seed).shuffle(patients)
     room = {name: fraction * len(groups) for name, fraction in fractions.items()}
@@ -63,20 +62,28 @@ def split_patients(
     *,
     fractions: Mapping[str, float] = FRACTIONS,
     seed: int = 0,
+    label: str | None = None,
 ) -> list[dict[str, Any]]:
     """The manifest's rows with a `split` column, no patient in two splits.
 
+    Splits come out even in findings (columns of 1, 0, -1 or blank) and in other columns of few
+    values, whatever the order of rows.
+
     Args:
-        manifest: rows with a `patient` column, or a pandas data frame.
+        manifest: rows, or a pandas data frame; a row without a `patient` (a blank or missing one)
+            is a patient of its own.
         fractions: share of rows per split, summing to 1.
-        seed: shuffles the patients.
+        seed: chooses among equally good divisions.
+        label: column of classes that is kept even however many values it has.
 
     Raises:
-        UserError: a row without patient; impossible fractions.
+        UserError: impossible fractions, or fewer patients than splits.
     """
+    from vilmedic_ssl.data.automatic import automatic, of_table
+
     manifest = rows_of(manifest)
-    for i, row in enumerate(manifest):
-        if is_missing(row.get("patient")):
-            raise UserError(f"row {i + 1} has no patient; give every row a patient id to split by")
-    names = assign([str(row["patient"]) for row in manifest], fractions=fractions, seed=seed)
+    ids = [str(row.get("path", f"row {i}")) for i, row in enumerate(manifest, 1)]
+    groups = tell_apart([row.get("patient") for row in manifest], ids, "patient") or ids
+    table_NL = of_table(manifest, groups, len(fractions), label)
+    names = automatic(groups, table_NL, fractions, seed=seed)
     return [{**row, "split": name} for row, name in zip(manifest, names, strict=True)]

@@ -35,25 +35,48 @@ def stratify(
     order_G = random.permutation(len(sizes_G))
     home_G = np.full(len(sizes_G), -1)
     has_SL, has_S = np.zeros((len(shares_S), counts_GL.shape[1])), np.zeros(len(shares_S))
-    left_L = counts_GL.sum(0)
     while (home_G < 0).any():
+        left_L = counts_GL[home_G < 0].sum(0)
         rarest = int(np.where(left_L > 0, left_L, np.inf).argmin()) if left_L.any() else None
         rank_G = sizes_G if rarest is None else counts_GL[:, rarest]
         todo = order_G[(home_G[order_G] < 0) & (rank_G[order_G] > 0)]
-        for g in todo[np.lexsort((-sizes_G[todo], -rank_G[todo]))]:
-            fill_S = (has_S + sizes_G[g] / 2) / shares_S
-            fills = [fill_S]
-            if rarest is not None:
-                fills = [(has_SL[:, rarest] + counts_GL[g, rarest] / 2) / shares_S, fill_S]
-            best = np.arange(len(shares_S))
-            for fill in fills:
-                best = best[fill[best] <= fill[best].min() + EPS]
-            s = int(best[random.integers(len(best))])
-            home_G[g] = s
-            has_SL[s] += counts_GL[g]
-            has_S[s] += sizes_G[g]
-            left_L = left_L - counts_GL[g]
+        todo = todo[np.lexsort((-sizes_G[todo], -rank_G[todo]))]
+        shown = None if rarest is None else (has_SL[:, rarest], counts_GL[todo, rarest])
+        home_G[todo] = _deal(shown, (has_S, sizes_G[todo]), shares_S, random)
+        np.add.at(has_SL, home_G[todo], counts_GL[todo])
+        np.add.at(has_S, home_G[todo], sizes_G[todo])
     return _filled(home_G, sizes_G, shares_S)
+
+
+def _deal(
+    shown: tuple[np.ndarray, np.ndarray] | None,
+    images: tuple[np.ndarray, np.ndarray],
+    shares_S: np.ndarray,
+    random: np.random.Generator,
+) -> list[int]:
+    """The part of each of some patients, in their order: the emptiest of a label, then of images.
+
+    Plain numbers, for an array of three costs more than what is done with it.
+
+    Args:
+        shown: images with the label in each part so far, and those of each patient; None = there
+            is no label to go by. images: likewise, of all images.
+    """
+    shares, parts = shares_S.tolist(), range(len(shares_S))
+    pairs = [images] if shown is None else [shown, images]
+    columns = [(has.tolist(), more.tolist()) for has, more in pairs]
+    homes = []
+    for g in range(len(images[1])):
+        best = list(parts)
+        for has, more in columns:
+            fill = [(has[s] + more[g] / 2) / shares[s] for s in best]
+            least = min(fill) + EPS
+            best = [s for s, value in zip(best, fill, strict=True) if value <= least]
+        s = best[int(random.integers(len(best)))] if len(best) > 1 else best[0]
+        for has, more in columns:
+            has[s] += more[g]
+        homes.append(s)
+    return homes
 
 
 def _filled(home_G: np.ndarray, sizes_G: np.ndarray, shares_S: np.ndarray) -> np.ndarray:
@@ -89,6 +112,7 @@ def _sums(home_G: np.ndarray, counts_GF: np.ndarray, parts: int) -> np.ndarray:
 
 
 def balance(
+    start_G: np.ndarray,
     counts_GL: np.ndarray,
     more_GF: np.ndarray,
     sizes_G: np.ndarray,
@@ -96,24 +120,25 @@ def balance(
     *,
     seed: int,
 ) -> np.ndarray:
-    """(G,) int64: the division of `stratify` made more homogeneous by moving and swapping patients.
+    """(G,) int64: a division made more homogeneous by moving and swapping patients.
 
     A change is taken when neither measure gets worse and one gets better: the largest `deviation`
     over the labels, and the chi-square distance from equal distribution, the sum of
     (count - share)^2 / share over labels, further columns (label combinations, patients) and
-    images. With few patients the search also starts from random divisions, and the best end
-    counts. So the result is never worse than that of `stratify` by either measure.
+    images; and when no part loses a label that enough patients show for one in each part. With few
+    patients the search also starts from random divisions, and the best end counts. So the result
+    is never worse than the start by either measure.
     """
     random = np.random.default_rng(seed)
     all_GF = np.concatenate([counts_GL, more_GF], axis=1)
-    home_G = stratify(counts_GL, sizes_G, shares_S, seed=seed)
-    best = _Division(home_G, counts_GL, more_GF, sizes_G, shares_S).search(random)
+    best = _Division(start_G, counts_GL, more_GF, sizes_G, shares_S).search(random)
     for start in range(STARTS if len(sizes_G) < FEW else 0):
         home_G = stratify(counts_GL[:, :0], sizes_G, shares_S, seed=seed + start)
         for labels_GL, more in ((counts_GL[:, :0], all_GF), (counts_GL, more_GF)):
             end = _Division(home_G, labels_GL, more, sizes_G, shares_S).search(random)
             home_G = end.home_G
-        if end.worst <= best.worst + EPS and end.chi <= best.chi + EPS:
+        covers = end.uncovered <= best.uncovered
+        if covers and end.worst <= best.worst + EPS and end.chi <= best.chi + EPS:
             best = end
     return best.home_G
 
@@ -136,6 +161,13 @@ class _Division:
         self.total_F = self.c_GF.sum(0)
         self.want_SF = shares_S[:, None] * self.total_F
         self.n_SF = _sums(self.home_G, self.c_GF, self.parts)
+        patients_L = (self.c_GF[:, : self.labels] > 0).sum(0)
+        self.needed = np.flatnonzero(patients_L >= self.parts)
+
+    @property
+    def uncovered(self) -> int:
+        """Parts without a label that enough patients show for one in each, over all such labels."""
+        return int((self.n_SF[:, self.needed] <= 0).sum())
 
     @property
     def worst(self) -> float:
@@ -186,6 +218,9 @@ class _Division:
         lower_P = worst_S.max() - worst_PS.max(1)
         fair_P = (s_P != u_P) & (s_PF[:, -1] > 0) & (gain_P > -EPS) & (lower_P > -EPS)
         fair_P &= (gain_P > EPS) | (lower_P > EPS)
+        for part_P, after_PF in ((s_P, s_PF), (u_P, u_PF)):
+            lost_PL = (after_PF[:, self.needed] <= 0) & (self.n_SF[part_P][:, self.needed] > 0)
+            fair_P &= ~lost_PL.any(1)
         if not fair_P.any():
             return False
         p = int(np.lexsort((-gain_P, -np.where(fair_P, lower_P, -np.inf)))[0])

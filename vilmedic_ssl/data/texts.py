@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vilmedic_ssl import console
+from vilmedic_ssl.data.patients import Unknown
 from vilmedic_ssl.errors import ConfigError
 from vilmedic_ssl.registry import closest
 
@@ -149,6 +150,17 @@ class Texts:
             "words": words,
         }
 
+    def known_tokens(self, texts: Sequence[str]) -> list[tuple[int, int]]:
+        """Of each text how many tokens the tokenizer knows and how many there are, special ones
+        aside.
+        """
+        unknown, found = self.tokenizer.unk_token_id, []
+        for encoding in self._encode(texts).encodings:
+            own = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
+            tokens = [token for token, special in own if not special]
+            found.append((sum(token != unknown for token in tokens), len(tokens)))
+        return found
+
     def word_strings(self, text: str) -> list[str]:
         """The words as `words` of `batch` numbers them."""
         encoding = self._encode([text]).encodings[0]
@@ -193,6 +205,8 @@ def group_names(text: str, study: str | None, patient: str | None, own: str) -> 
     """What a pair is alike by: its text, its study (names of studies may repeat between patients),
     its patient; `own` stands for what is not known.
     """
+    patient = None if isinstance(patient, Unknown) else patient
+    study = None if isinstance(study, Unknown) else study
     of_study = f"study {patient or ''} / {study}" if study else f"own study {own}"
     return [f"text {text}", of_study, f"patient {patient}" if patient else f"own patient {own}"]
 
@@ -225,9 +239,11 @@ def _warn_once(text: str) -> None:
 
 def settings_of(node: Mapping[str, Any]) -> TextSettings:
     """The text settings inside a checked dataset node, wherever its proto keeps them."""
-    from vilmedic_ssl.schema import schema
+    from vilmedic_ssl.schema import build, schema
 
     for key in KEYS:
         if isinstance(node.get(key), Mapping):
             node = node[key]
-    return TextSettings(**{k: node[k] for k in schema(TextSettings) if k in node})
+    keys = {k: node[k] for k in schema(TextSettings) if k in node}
+    settings: TextSettings = build(keys, cls=TextSettings, where="dataset")
+    return settings

@@ -11,6 +11,7 @@ from typing import Any
 from vilmedic_ssl import dist
 from vilmedic_ssl.errors import UserError
 
+FURTHER = ("bos_token", "eos_token")
 SPECIAL = {
     "pad_token": "[PAD]",
     "unk_token": "[UNK]",
@@ -30,7 +31,7 @@ def load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(
             f"tokenizer: {name!r} is no folder with tokenizer files and cannot be fetched; "
@@ -87,8 +88,7 @@ def as_data(tokenizer: Any) -> dict[str, Any]:
     tokens.
     """
     known = tokenizer.special_tokens_map
-    names = (*SPECIAL, "bos_token", "eos_token")
-    special = {name: str(known[name]) for name in names if known.get(name)}
+    special = {name: str(known[name]) for name in (*SPECIAL, *FURTHER) if known.get(name)}
     core = tokenizer.backend_tokenizer
     core.no_padding()
     core.no_truncation()
@@ -96,9 +96,22 @@ def as_data(tokenizer: Any) -> dict[str, Any]:
 
 
 def restore(data: dict[str, Any]) -> Any:
-    """The tokenizer of `as_data`."""
+    """The tokenizer of `as_data`; of `special` nothing but special tokens is read.
+
+    Raises:
+        UserError: `json` is no tokenizer.
+    """
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-    core = Tokenizer.from_str(data["json"])
-    return PreTrainedTokenizerFast(tokenizer_object=core, **data["special"])
+    try:
+        core = Tokenizer.from_str(data["json"])
+    except Exception as error:  # tokenizers raises nothing more special
+        raise UserError(
+            f"the tokenizer of this checkpoint is not readable ({str(error)[:200]}); take a "
+            "checkpoint that training wrote"
+        ) from error
+    special = {
+        name: data["special"][name] for name in (*SPECIAL, *FURTHER) if name in data["special"]
+    }
+    return PreTrainedTokenizerFast(tokenizer_object=core, **special)

@@ -4,16 +4,18 @@ name.
 
 from __future__ import annotations
 
-import os
 import random
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from vilmedic_ssl import files
 from vilmedic_ssl.errors import ConfigError, UserError
+from vilmedic_ssl.executors.stored import refuse_malformed
 from vilmedic_ssl.registry import find as find_proto
 
 FORMAT = 1
@@ -21,6 +23,8 @@ OF_A_RUN = {
     *("model", "ema", "optimizer", "scaler", "random"),
     *("progress", "config", "seed", "data", "trained_on"),
 }
+ZIP = b"PK\x03\x04"  # by which torch.load knows an archive
+LAST = re.compile(r"last_(?P<seed>\d+)\.pth")
 NAME = re.compile(r"(?P<score>[-+0-9.einfa]+)_(?P<epoch>\d+)_(?P<seed>\d+)\.pth")
 
 
@@ -65,15 +69,10 @@ def write(content: dict[str, Any], path: Path) -> None:
     Raises:
         UserError: the disk is full or the folder not writable; the old file is untouched.
     """
-    partial = path.with_suffix(".partial")
     try:
-        with partial.open("wb") as file:
+        with files.atomic(path) as file:
             torch.save({"format": FORMAT, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
     except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
         raise UserError(
             f"cannot write the checkpoint {path} ({error}); free some space or change ckpt_dir"
         ) from error
@@ -83,6 +82,36 @@ def remove(paths: list[Path]) -> None:
     """Delete checkpoints that are no longer wanted."""
     for path in paths:
         path.unlink(missing_ok=True)
+
+
+def verify(path: Path, where: str = "") -> None:
+    """Compare the bytes of each record with its checksum, which `torch.load` does not look at. A
+    file without checksums passes: one from before torch 1.6, which is no archive, or one written
+    with `torch.serialization.set_crc32_options(False)`.
+
+    Args:
+        where: what stands before the sentence, `init_from: ` for example.
+
+    Raises:
+        UserError: they differ.
+    """
+    try:
+        with path.open("rb") as file:
+            if file.read(len(ZIP)) != ZIP:
+                return
+            with zipfile.ZipFile(file) as archive:
+                if not any(info.CRC for info in archive.infolist()):
+                    return
+                damaged = archive.testzip()
+    except PermissionError:
+        return  # which torch.load tells
+    except Exception as error:  # zipfile raises half a dozen kinds for damaged files
+        damaged = str(error)
+    if damaged is not None:
+        raise UserError(
+            f"{where}{path} is not a readable checkpoint: its content is not what was written "
+            f"({damaged}), so it is damaged; copy it again, or take another one"
+        )
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -97,6 +126,7 @@ def read(path: Path) -> dict[str, Any]:
             f"there is no checkpoint {path}; "
             f"{'there are ' + ', '.join(there) if there else 'train first'}"
         )
+    verify(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds for damaged files
@@ -120,7 +150,7 @@ def read_run(path: Path) -> dict[str, Any]:
     """A checkpoint with what continues or evaluates a run, not the weights alone.
 
     Raises:
-        UserError: as `read`, or an entry is missing.
+        UserError: as `read`, or an entry is missing or of another kind.
     """
     content = read(path)
     if missing := sorted(OF_A_RUN - set(content)):
@@ -128,6 +158,7 @@ def read_run(path: Path) -> dict[str, Any]:
             f"{path} is not a checkpoint of a run: it has no {missing[0]!r}; take one that "
             "training wrote"
         )
+    refuse_malformed(content, path)
     return content
 
 
@@ -198,8 +229,7 @@ def best_or_last(folder: Path, seed: int | None, *, where: str) -> Path:
     Raises:
         UserError: none there; several seeds, and not this one.
     """
-    last = sorted(folder.glob("last_[0-9]*.pth"), key=lambda p: p.stat().st_mtime, reverse=True)
-    files = [*ranked(folder), *last]
+    files = [*ranked(folder), *last_files(folder)]
     if not files:
         raise UserError(
             f"{where}: {folder} holds no checkpoint; train it first, or name another folder or file"
@@ -216,30 +246,51 @@ def best_or_last(folder: Path, seed: int | None, *, where: str) -> Path:
     return own[0]
 
 
+def last_files(folder: Path, seed: int | None = None) -> list[Path]:
+    """The `last_<seed>.pth` of a run folder (of one seed), the newest first."""
+    matches = [(path, LAST.fullmatch(path.name)) for path in folder.glob("last_*.pth")]
+    files = [path for path, match in matches if match and seed in (None, int(match["seed"]))]
+    return sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+def newest(folder: Path, seed: int | None) -> Path | None:
+    """What training continues from (of one seed): the last checkpoint or, where a run was killed
+    before it had one, the best; None = there is none.
+    """
+    if last := last_files(folder, seed):
+        return last[0]
+    steps = {path: read_run(path)["progress"]["step"] for path in best_files(folder, seed)}
+    return max(steps, key=steps.__getitem__, default=None)
+
+
 def find(folder: Path, name: str, seed: int | None = None) -> Path:
     """What `ckpt=last|best|FILE` means: in the run folder, or a path.
 
     Raises:
-        UserError: no such file.
+        UserError: no such file; the sentence names those there are.
     """
+    of_seed = "" if seed is None else f" of seed {seed}"
     if name == "best":
         files = [path for path in ranked(folder) if path in best_files(folder, seed)]
         if not files:
             raise UserError(
-                f"ckpt=best: no checkpoint with a score in {folder}; train first, or write "
-                "ckpt=last"
+                f"ckpt=best: no checkpoint with a score{of_seed} in {folder}; {_instead(folder)}"
             )
         return files[0]
     if name == "last":
-        if seed is not None and not (folder / f"last_{seed}.pth").is_file():
-            raise UserError(
-                f"ckpt=last: there is no last_{seed}.pth in {folder}; train first, or name seed="
-            )
-        files = sorted(folder.glob("last_*.pth"), key=lambda p: p.stat().st_mtime)
-        if not files:
-            raise UserError(f"ckpt=last: there is no last_<seed>.pth in {folder}; train first")
-        return folder / f"last_{seed}.pth" if seed is not None else files[-1]
+        file = newest(folder, seed)
+        if file is None:
+            wanted = "last_<seed>.pth" if seed is None else f"last_{seed}.pth"
+            raise UserError(f"ckpt=last: there is no {wanted} in {folder}; {_instead(folder)}")
+        return file
     return folder / name if (folder / name).is_file() or not Path(name).is_file() else Path(name)
+
+
+def _instead(folder: Path) -> str:
+    """What can be written where a checkpoint is missing."""
+    ways = [f"ckpt=last seed={seed_in(path)}" for path in last_files(folder)]
+    ways += [f"ckpt=best seed={seed_in(path)}" for path in best_files(folder)]
+    return f"train first, or write {' or '.join(dict.fromkeys(ways))}" if ways else "train first"
 
 
 def load_weights(model: torch.nn.Module, weights: dict[str, Any], source: Path) -> None:

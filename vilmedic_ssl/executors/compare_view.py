@@ -11,6 +11,7 @@ from vilmedic_ssl import console
 from vilmedic_ssl.executors.compare import Group, Training
 from vilmedic_ssl.executors.sweep_plots import figure_of, plain, shortened
 from vilmedic_ssl.executors.sweep_table import short_names
+from vilmedic_ssl.files import atomic
 
 # Okabe & Ito 2008, told apart with any colour vision; yellow last, it is faint on white.
 COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D", "#F0E442"
@@ -102,7 +103,8 @@ def plot_curves(groups: Sequence[Group], path: Path) -> bool:
         plot.set_ylabel(name, fontsize=11)
         plain(plot)
     figure.legend(loc="outside lower left", ncols=across, frameon=False, fontsize=10)
-    figure.savefig(path, dpi=150)
+    with atomic(path) as file:
+        figure.savefig(file, dpi=150)
     return True
 
 

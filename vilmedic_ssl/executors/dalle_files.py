@@ -19,6 +19,7 @@ from vilmedic_ssl.models.dalle import DALLE
 from vilmedic_ssl.models.vae import VAE
 from vilmedic_ssl.nets.dalle_transformer import TransformerShape
 from vilmedic_ssl.nets.dvae import VAEShape
+from vilmedic_ssl.schema import build
 
 MARK, FIRST = "codebook.weight", "encoder.0.0.weight"
 VERSION = "1.6.6"  # of dalle-pytorch, whose numbers these are
@@ -71,7 +72,7 @@ def read_vae(source: str | Path, seed: int | None = None, *, where: str) -> VAEF
             f"{where}: {found.path} holds no discrete VAE (no {MARK} beside {FIRST}); name the run "
             "folder of a VAE, or one of its checkpoints"
         )
-    home = min(homes, key=len)
+    home = min(homes, key=lambda name: (len(name), name))
     weights = {
         name.removeprefix(home): tensor
         for name, tensor in found.tensors.items()
@@ -100,7 +101,8 @@ def _beside(model: Mapping[str, Any]) -> dict[str, Any]:
     """What is written beside the weights of a VAE: in our config, or in dalle-pytorch's
     parameters.
     """
-    keys = model.get("vae") or model.get("vae_params") or model.get("hparams") or model
+    blocks = [model.get(name) for name in ("vae", "vae_params", "hparams")]
+    keys = next((block for block in blocks if block and isinstance(block, Mapping)), model)
     names = ("image_size", "temperature", "straight_through")
     return {name: keys[name] for name in names if keys.get(name) is not None}
 
@@ -149,15 +151,13 @@ def read_dalle_pytorch(path: Path) -> VAE | DALLE | None:
     if "image_size" not in sizes:
         raise UserError(f"{path}: hparams tell no image_size; write it into the file")
     if "vae_params" not in found.model:
-        model = VAE(**sizes)
+        model: VAE = build({"proto": "VAE", **sizes}, where=f"{path}: hparams")
         vae.load(model.get_submodule("vae"))
         return model
     return _dalle(path, found, theirs, sizes)
 
 
 def _dalle(path: Path, found: Weights, theirs: Mapping[str, Any], sizes: dict[str, Any]) -> DALLE:
-    from vilmedic_ssl.schema import build
-
     names = {f.name for f in fields(TransformerShape)} | set(ALSO)
     keys = {name: value for name, value in theirs.items() if name in names and value is not None}
     if isinstance(keys.get("attn_types"), str):

@@ -16,7 +16,7 @@ from vilmedic_ssl.errors import Leak, UserError
 from vilmedic_ssl.executors import checkpoint
 from vilmedic_ssl.executors.features import Features
 from vilmedic_ssl.executors.settings import EnsemblorSettings
-from vilmedic_ssl.executors.sweep_table import write_whole
+from vilmedic_ssl.files import write_text
 from vilmedic_ssl.registry import find
 from vilmedic_ssl.schema import complete
 
@@ -69,11 +69,14 @@ def choose_checkpoints(
         files = [path for path in checkpoint.ranked(folder) if path in own]
         if not files:
             of_seed = "" if seed is None else f" of seed {seed}"
-            raise UserError(
-                f"there is no checkpoint with a score{of_seed} in {folder}; train it first, with "
-                "`vilmedic-ssl train` and the same words, or name one with "
-                "ckpt=FILE or ckpt=last"
-            )
+            last = "last_[0-9]*.pth" if seed is None else f"last_{seed}.pth"
+            remedy = "train it first, with `vilmedic-ssl train` and the same words"
+            if any(folder.glob(last)):
+                remedy = (
+                    "no evaluation of its training gave one; score the last checkpoint with "
+                    "ckpt=last, or train on with ckpt=last"
+                )
+            raise UserError(f"there is no checkpoint with a score{of_seed} in {folder}; {remedy}")
         return files if mode == "all" else files[: int(number or 1)]
     if Path(mode).is_file() or (folder / mode).is_file():
         return [checkpoint.find(folder, mode)]
@@ -159,5 +162,5 @@ def write_results(folder: Path, results: Mapping[str, float | str]) -> Path:
     """`results.json`: flat, sorted, NaN as null."""
     plain = {name: None if value != value else value for name, value in sorted(results.items())}
     path = folder / "results.json"
-    write_whole(json.dumps(plain, indent=1) + "\n", path)
+    write_text(path, json.dumps(plain, indent=1) + "\n")
     return path

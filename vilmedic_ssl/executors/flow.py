@@ -8,12 +8,14 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from vilmedic_ssl.config import digest, merge
 from vilmedic_ssl.data.budget import Budget
 from vilmedic_ssl.errors import ConfigError
+from vilmedic_ssl.executors.settings import TrainorSettings, ValidatorSettings
 from vilmedic_ssl.registry import closest
+from vilmedic_ssl.settle import Part
 
 Judge = Literal["classifier", "linear_probe", "knn"]
 # What changes where a stage runs or how it is looked at, not what comes out of it.
@@ -50,11 +52,11 @@ class Stage:
     after: str | None = None
     labels: bool = True
     judge: Judge | None = None
-    model: dict | None = None
-    trainor: dict | None = None
-    dataset: dict | None = None
-    validator: dict | None = None
-    budget: dict | None = None
+    model: Annotated[dict, Part("models")] | None = None
+    trainor: Annotated[dict, Part(TrainorSettings)] | None = None
+    dataset: Annotated[dict, Part("data/datasets")] | None = None
+    validator: Annotated[dict, Part(ValidatorSettings)] | None = None
+    budget: Annotated[dict, Part(Budget)] | None = None
     unlabelled: Literal["drop", "keep"] = "drop"
     ckpt: Literal["last", "best"] | None = None
     init_from: str | None = None

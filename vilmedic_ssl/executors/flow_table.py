@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +15,7 @@ import numpy as np
 
 from vilmedic_ssl.console import table
 from vilmedic_ssl.executors.predictions import Predictions
-from vilmedic_ssl.executors.sweep_table import as_csv, as_json, write_whole
+from vilmedic_ssl.files import write_text
 from vilmedic_ssl.metrics.comparison import MEASURES, Standing, standings
 
 FIRST = ("stage", "budget", "images", "seeds", "metric")
@@ -86,8 +89,13 @@ def as_row(cell: Cell) -> dict[str, Any]:
 def write(found: Sequence[Cell], folder: Path, about: Mapping[str, Any]) -> None:
     """`flow.csv`, and `flow.json` with `about` beside the rows."""
     rows = [as_row(cell) for cell in found]
-    write_whole(as_csv(rows), folder / "flow.csv")
-    write_whole(as_json({"format": 1, **about, "rows": rows}), folder / "flow.json")
+    table = io.StringIO()
+    writer = csv.DictWriter(table, [*FIRST, *NUMBERS])
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(folder / "flow.csv", table.getvalue())
+    text = json.dumps({"format": 1, **about, "rows": rows}, indent=1, ensure_ascii=False)
+    write_text(folder / "flow.json", text + "\n")
 
 
 def grid(found: Sequence[Cell], metric: str, cell: Any) -> tuple[list[str], list[list[str]]]:

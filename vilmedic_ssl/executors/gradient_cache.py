@@ -24,6 +24,7 @@ from vilmedic_ssl.models.base import PretrainingModel, as_views
 Scale = Callable[[Tensor], Tensor]
 Cast = Callable[[], contextlib.AbstractContextManager[Any]]
 Part = dict[str, Tensor]
+ONE = "more than 1 value per channel"  # batch norm on a single one
 
 
 def backward(
@@ -44,7 +45,7 @@ def backward(
     model: PretrainingModel = getattr(wrapped, "module", wrapped)  # type: ignore
     if "images" not in batch:
         raise UserError("dataset: its samples have no images; take a proto that has them")
-    pieces = _pieces(batch["images"], chunk)
+    pieces = _pieces(batch["images"], chunk, model)
     with _enough_for_batch_norm():
         if pieces == 1:
             with cast():
@@ -59,12 +60,36 @@ def backward(
         return (_cached if model.coupled else _added)(wrapped, model, parts, cast, scale)
 
 
+@torch.no_grad()
+def takes_one(model: PretrainingModel, batch: dict[str, Any], cast: Cast) -> bool:
+    """True when the rows of a batch of one image can be computed as in training, which batch norm
+    refuses where it sees a single value per channel. Leaves the model and the random state as they
+    were.
+    """
+    device = batch["images"].device
+    kept, drawn = {n: x.clone() for n, x in model.named_buffers()}, _random_state(device)
+    training = model.training
+    try:
+        with cast():
+            model.train()(**batch, rows_only=True)
+    except ValueError as error:
+        if ONE not in str(error):
+            raise
+        return False
+    finally:
+        model.train(training)
+        _set_random_state(drawn)
+        for name, buffer in model.named_buffers():
+            buffer.copy_(kept[name])
+    return True
+
+
 @contextlib.contextmanager
 def _enough_for_batch_norm() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
+        if ONE not in str(error):
             raise
         raise UserError(
             "batch norm met a single image: raise trainor.batch_size or model.forward_batch_size, "
@@ -72,12 +97,27 @@ def _enough_for_batch_norm() -> Iterator[None]:
         ) from error
 
 
-def _pieces(images: Tensor, chunk: int | None) -> int:
+def has_batch_norm(model: nn.Module) -> bool:
+    """True when a batch norm normalises with the statistics of the batch."""
+    norms = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    return any(norm.training for norm in norms)
+
+
+def _pieces(images: Tensor, chunk: int | None, model: nn.Module) -> int:
     """How many chunks; the same on every rank, because layers inside may talk to the other
     ranks.
+
+    With batch norm none holds a single image of all ranks together, so that the last ones may be
+    larger by one; a chunk of 1 that one process asks for remains.
     """
-    most = max(dist.counts_of(len(images), images.device))
-    return 1 if chunk is None else max(1, math.ceil(most / chunk))
+    if chunk is None:
+        return 1
+    counts = dist.counts_of(len(images), images.device)
+    pieces = max(1, math.ceil(max(counts) / chunk))
+    if chunk * len(counts) > 1 and has_batch_norm(model):
+        while pieces > 1 and sum(n // pieces for n in counts) < 2:  # images of the last chunk
+            pieces -= 1
+    return pieces
 
 
 def _parts(batch: dict[str, Any], model: PretrainingModel, pieces: int) -> list[Part]:
@@ -145,7 +185,7 @@ def norm_gap(model: PretrainingModel, batch: dict[str, Any], chunk: int) -> floa
     state as they were.
     """
     some = {k: v[: 4 * chunk] for k, v in batch.items() if isinstance(v, Tensor)}
-    pieces = _pieces(some["images"], chunk)
+    pieces = _pieces(some["images"], chunk, model)
     before = _random_state(some["images"].device)
     with _still_statistics(model):
         (whole,) = (model(**part, rows_only=True)[0] for part in _parts(some, model, 1))

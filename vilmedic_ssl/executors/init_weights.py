@@ -15,6 +15,7 @@ from vilmedic_ssl import console
 from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.executors.init_weights_map import ENCODER, TEXT, as_trained, fitted, key_map
 from vilmedic_ssl.executors.init_weights_read import Weights, read_weights
+from vilmedic_ssl.files import write_text
 from vilmedic_ssl.models.base import PretrainingModel
 
 SHOWN = 4  # names in a sentence
@@ -69,7 +70,7 @@ class Start:
             "stay_as_initialised": self.kept,
             "not_used": self.unused,
         }
-        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(content, indent=1) + "\n")
 
     def _filled(self, part: str) -> str:
         filled = sum(f"{name}.".startswith(part) for name in self.taken)

@@ -15,6 +15,7 @@ from vilmedic_ssl import registry
 from vilmedic_ssl.errors import ConfigError, Unobtainable, UserError
 from vilmedic_ssl.executors import checkpoint
 from vilmedic_ssl.executors.init_weights_strangers import dropping, strangers_in
+from vilmedic_ssl.executors.stored import refuse_malformed
 
 # Where other programs keep the weights; a moving average and a teacher first, which are judged.
 ENTRIES = (
@@ -71,10 +72,11 @@ def read_weights(
     safe = path.suffix == ".safetensors"
     content: Any = _safetensors(path, where) if safe else _torch(path, where)
     if isinstance(content, dict) and set(content) >= checkpoint.OF_A_RUN:
+        refuse_malformed(content, path)
         tensors = content["ema"] or content["model"]
         seen = content["trained_on"], checkpoint.labels_of(content)
         model = content["config"]["model"]
-        encoder = model.get("cnn") or {}
+        encoder = model["cnn"] if isinstance(model.get("cnn"), Mapping) else {}
         return Weights(path, tensors, _judged(content["config"]), *seen, encoder, model)
     none = torch.empty(0, dtype=torch.int64)
     tensors = _tensors(content, path, where)
@@ -124,6 +126,7 @@ def _safetensors(path: Path, where: str) -> dict[str, Tensor]:
 
 
 def _torch(path: Path, where: str) -> Any:
+    checkpoint.verify(path, f"{where}: ")
     try:
         with torch.serialization.safe_globals(dropping(strangers_in(path))):
             return torch.load(path, map_location="cpu", weights_only=True)

@@ -8,6 +8,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from vilmedic_ssl import files
 from vilmedic_ssl.errors import UserError
 
 
@@ -68,10 +69,8 @@ class Predictions:
         }
         if self.patients is not None:
             arrays["patients"] = np.array(self.patients)
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
+        with files.atomic(path) as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-        partial.replace(path)
 
 
 def read_predictions(path: Path) -> Predictions:

@@ -36,6 +36,11 @@ class Progress:
         self.training_losses.append(training_loss)
         self.score_epochs.append(self.epoch)
 
+    def next_epoch(self) -> None:
+        """The epoch in progress is over."""
+        self.epoch, self.position = self.epoch + 1, 0
+        self.losses, self.chances, self.batches = 0.0, 0.0, 0
+
     def since(self, epoch: int, *, training: bool = False) -> list[float]:
         """Scores (or training losses) of evaluations from `epoch` on."""
         values = self.training_losses if training else self.scores

@@ -13,6 +13,7 @@ from torch import Tensor
 from vilmedic_ssl import console
 from vilmedic_ssl.data.datasets.base import MedicalDataset
 from vilmedic_ssl.errors import ConfigError
+from vilmedic_ssl.files import atomic
 from vilmedic_ssl.models.base import PretrainingModel
 
 
@@ -87,4 +88,5 @@ def draw_columns(
                 plot.set_title(caption, fontsize=10)
     if title:
         figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=150)
+    with atomic(path) as file:
+        figure.savefig(file, dpi=150)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vilmedic_ssl import config as yaml_config
-from vilmedic_ssl import console, dist
+from vilmedic_ssl import console, dist, files, locks
 from vilmedic_ssl.errors import UserError
 
 
@@ -37,17 +39,37 @@ class Run:
         """The key map of `init_from`."""
         return self.folder / f"init_{self.seed}.json"
 
-    def create(self) -> None:
-        """Make the folder.
+    @property
+    def lock_file(self) -> Path:
+        """Who trains or scores this seed now."""
+        return self.folder / f"lock_{self.seed}.json"
+
+    @contextmanager
+    def owned(self, doing: str) -> Iterator[None]:
+        """The folder, made where it is missing, with nobody else at work on this seed; a folder
+        that stays empty is removed. The main process has the lock, the others wait for it.
+
+        Args:
+            doing: "trained" or "scored".
 
         Raises:
-            UserError: it cannot be made or written to.
+            UserError: another process has it, or it cannot be made or written to.
         """
+        with ExitStack() as stack:
+            dist.on_main(lambda: self._own(stack, doing))
+            yield
+
+    def _own(self, stack: ExitStack, doing: str) -> None:
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            probe = self.folder / ".writable"
-            probe.touch()
-            probe.unlink()
+            if not self.folder.is_dir():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                stack.callback(_remove_if_empty, self.folder)
+            here = f"{self.folder}, seed {self.seed}, is being {doing}"
+            remedy = "wait for it or stop it"
+            remedy += ", or write another name= or seed=" if doing == "trained" else ""
+            stack.enter_context(locks.owner(self.lock_file, here, remedy))
+            for folder in (self.folder, self.folder / "reconstructions"):
+                files.remove_partials(folder)
         except OSError as error:
             raise UserError(
                 f"cannot write to {self.folder} ({error.strerror}); change ckpt_dir or name"
@@ -57,15 +79,20 @@ class Run:
         """The resolved config, with its format version and hash."""
         if dist.rank() == 0:
             head = f"# format 1, hash {yaml_config.digest(config)}\n"
-            self.config_file.write_text(head + yaml_config.dump(config), encoding="utf-8")
+            files.write_text(self.config_file, head + yaml_config.dump(config))
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSONL log; a half-written last line is left out."""
+    """The records of a JSONL log; a line that a killed process wrote half of is left out."""
     if not path.is_file():
         return []
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError:
@@ -84,11 +111,11 @@ class Log:
         self.run, self._file, self._board = run, None, None
         if dist.rank() != 0:
             return
-        kept = [record for record in read_log(run.log_file) if record.get("step", 0) <= resumed_at]
-        kept = kept if resumed_at else []
-        run.log_file.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
+        before = read_log(run.log_file) if resumed_at else []
+        kept = [record for record in before if record.get("step", 0) <= resumed_at]
+        files.write_text(run.log_file, "".join(json.dumps(r) + "\n" for r in kept))
         self._file = run.log_file.open("a", encoding="utf-8")
-        self._board = _tensorboard(run)
+        self._board = _tensorboard(run, resumed_at)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """One record; numbers also become TensorBoard scalars."""
@@ -117,7 +144,7 @@ def _without_nan(value: Any) -> Any:
     return None if value != value else value
 
 
-def _tensorboard(run: Run) -> Any:
+def _tensorboard(run: Run, resumed_at: int) -> Any:
     from importlib.util import find_spec
 
     if find_spec("tensorboard") is None:
@@ -129,4 +156,5 @@ def _tensorboard(run: Run) -> Any:
             f"TensorBoard is installed but cannot be imported ({error}); logging to JSONL only"
         )
         return None
-    return SummaryWriter(str(run.folder / "tensorboard" / str(run.seed)))
+    later = resumed_at + 1 if resumed_at else None  # what the interrupted run logged behind it
+    return SummaryWriter(str(run.folder / "tensorboard" / str(run.seed)), purge_step=later)

@@ -66,7 +66,8 @@ class TrainorSettings:
             beside them.
         ema_end: that decay at the last step, reached along half a cosine; 1 = as the target network
             of BYOL.
-        drop_last: leave out the last, smaller batch of an epoch.
+        drop_last: leave out the last, smaller batch of an epoch; otherwise one of a single image,
+            or shorter than an eighth, joins the batch before it.
         sampling: shuffle = every training image once per epoch; balanced = as many draws, each
             class equally often, so that images of rare classes come several times per epoch.
         save_every: write last_<seed>.pth every so many steps as well as after each epoch (of
@@ -182,9 +183,9 @@ class ValidatorSettings:
         batch_size: images per batch over all processes; null = the trainor's, so that losses
             compare.
         splits: splits to score; the score is their plain mean.
-        metrics: knn (leave-one-out on the split's labels), probe (a linear layer that learns the
-            labels of train beside the encoder), accuracy, balanced_accuracy, auroc (of the model's
-            own class scores), top1, top5, mean_rank (does a view find its partner
+        metrics: knn (by images of other patients of the split), probe (a linear layer that learns
+            the labels of train beside the encoder), accuracy, balanced_accuracy, auroc (of the
+            model's own class scores), top1, top5, mean_rank (does a view find its partner
             among the second views), all_top1, all_top5, all_mean_rank (among all views),
             effective_rank, feature_std, alignment, uniformity; of VAE and DALLE codebook_usage (the
             share of it that the split needs) and code_perplexity (as if so many were equally used).

@@ -10,6 +10,7 @@ from vilmedic_ssl.executors.sweep import Row
 from vilmedic_ssl.executors.sweep_settings import Axis
 from vilmedic_ssl.executors.sweep_space import listed
 from vilmedic_ssl.executors.sweep_table import ranked, short_names
+from vilmedic_ssl.files import atomic
 
 BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#767676"  # told apart with any colour vision
 ACROSS = 3  # panels side by side
@@ -72,7 +73,8 @@ def plot_sweep(
             plot.set_ylabel(metric, fontsize=12)
         plain(plot)
     figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=11)
-    figure.savefig(path, dpi=150)
+    with atomic(path) as file:
+        figure.savefig(file, dpi=150)
 
 
 def _axis(plot: Any, axis: Axis, key: str) -> Any:
@@ -125,7 +127,8 @@ def plot_rates(
     plot.set_ylabel("training loss", fontsize=12)
     plain(plot)
     figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=11)
-    figure.savefig(path, dpi=150)
+    with atomic(path) as file:
+        figure.savefig(file, dpi=150)
 
 
 def plot_heat(
@@ -162,4 +165,5 @@ def plot_heat(
     plot.set_title(title, loc="left", fontsize=12)
     plot.spines[:].set_visible(False)
     plot.tick_params(length=0, labelsize=10)
-    figure.savefig(path, dpi=150)
+    with atomic(path) as file:
+        figure.savefig(file, dpi=150)

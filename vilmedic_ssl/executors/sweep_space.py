@@ -10,6 +10,7 @@ from typing import Any
 
 from vilmedic_ssl.errors import ConfigError
 from vilmedic_ssl.executors.sweep_settings import Axis
+from vilmedic_ssl.scalars import write_value
 
 Space = Mapping[str, Axis]
 
@@ -71,15 +72,5 @@ def values_of(space: Space, drawn: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def words_of(parameters: Mapping[str, Any]) -> list[str]:
-    """Values as overrides of the command line, `key=value`, the value in JSON, which is YAML."""
-    return [f"{key}={_plain(value)}" for key, value in parameters.items()]
-
-
-def _plain(value: Any) -> str:
-    """Text without quotes where YAML reads it as the same text."""
-    from omegaconf import OmegaConf
-
-    text = json.dumps(value, ensure_ascii=False)
-    if isinstance(value, str) and value and OmegaConf.from_dotlist([f"v={value}"]).v == value:
-        return value
-    return text
+    """Values as overrides of the command line, `key=value`."""
+    return [f"{key}={write_value(value)}" for key, value in parameters.items()]

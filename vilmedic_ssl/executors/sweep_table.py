@@ -12,6 +12,7 @@ from typing import Any
 
 from vilmedic_ssl import console
 from vilmedic_ssl.executors.sweep import Row
+from vilmedic_ssl.files import write_text
 
 SHOWN = 5  # of the best trials, in the terminal
 
@@ -20,13 +21,6 @@ def ranked(rows: Sequence[Row], *, lower: bool) -> list[Row]:
     """The finished trials, best first; equal ones by number."""
     done = [row for row in rows if row.value is not None]
     return sorted(done, key=lambda row: (row.value if lower else -row.value, row.trial))  # type: ignore[operator,return-value]
-
-
-def write_whole(text: str, path: Path) -> None:
-    """Write so that a reader sees the old file or the new one."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8", newline="")
-    partial.replace(path)
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -54,9 +48,9 @@ def write_table(rows: Sequence[Row], folder: Path, keys: Sequence[str], about: A
         | {"seconds": row.seconds, "reason": row.reason}
         for row in rows
     ]
-    write_whole(as_csv(lines), folder / "sweep.csv")
+    write_text(folder / "sweep.csv", as_csv(lines))
     content = {"format": 1, **about, "trials": [asdict(row) for row in rows]}
-    write_whole(as_json(content), folder / "sweep.json")
+    write_text(folder / "sweep.json", as_json(content))
 
 
 def best_few(rows: Sequence[Row], keys: Sequence[str], metric: str, *, lower: bool) -> str:

@@ -13,13 +13,14 @@ from torch import nn
 from vilmedic_ssl import __version__, console, dist
 from vilmedic_ssl.data.loader import Loader
 from vilmedic_ssl.errors import ConfigError, Interrupted, UserError
-from vilmedic_ssl.executors import checkpoint, gradient_cache, health
+from vilmedic_ssl.executors import checkpoint, gradient_cache, health, preflight
 from vilmedic_ssl.executors.amp import amp_dtype
 from vilmedic_ssl.executors.monitors import LOSSES
 from vilmedic_ssl.executors.online_probe import OnlineProbe
 from vilmedic_ssl.executors.optim import Pace, optimizer_of
 from vilmedic_ssl.executors.progress import Progress
 from vilmedic_ssl.executors.reconstructions import Gallery
+from vilmedic_ssl.executors.resume import refuse_changes
 from vilmedic_ssl.executors.run import Log, Run
 from vilmedic_ssl.executors.schedules import Clock, best_of, find_schedule, improves, stale
 from vilmedic_ssl.executors.settings import TrainorSettings
@@ -86,7 +87,12 @@ class Trainor:
         self.epoch_steps = len(loader)
         self.total_steps = min(settings.epochs * self.epoch_steps, settings.max_steps or 2**62)
         self._lr_factor()  # refuses wrong arguments before older files are removed
+        preflight.tell_never(
+            settings, self.schedule_keys, epoch_steps=self.epoch_steps, total=self.total_steps
+        )
         self.chunk = self._chunk()
+        preflight.refuse_undefined(validator, settings.early_stop_metric, loader.dataset)
+        preflight.refuse_single_images(self.model, loader, settings, self.chunk, self.cast)
         self.monitor, self.meter = health.CollapseMonitor(), health.Meter()
         self.signals = Signals()
 
@@ -101,8 +107,10 @@ class Trainor:
 
     # -- one state in, one state out ---------------------------------------------------------------
 
-    def save(self, path_of_best: str | None = None) -> None:
-        """Write last_<seed>.pth, and the same under the name of a new best score."""
+    def save(self, *, best: bool = False) -> None:
+        """Write last_<seed>.pth and, if the score of this step is the best, the same under its
+        name; then remove best checkpoints that it beats.
+        """
         self.saved_at = self.progress.step
         states = dist.gather_objects(checkpoint.random_state())
         if dist.rank() != 0:
@@ -121,19 +129,19 @@ class Trainor:
             "seed": self.run.seed,
             "version": __version__,
         }
-        older = checkpoint.best_files(self.run.folder, self.run.seed) if path_of_best else []
-        if path_of_best:  # first: `last` already remembers the score and would not write it again
-            checkpoint.write(content, self.run.folder / path_of_best)
+        folder, name = self.run.folder, self._best_name()
+        if best and name:  # first: `last` remembers the score, and would not write it once more
+            checkpoint.write(content, folder / name)
         checkpoint.write(content, self.run.last)
-        for path in older:
-            if path.name != path_of_best:
-                path.unlink()
+        if name and (folder / name).is_file():  # also what a killed run had no time for
+            others = checkpoint.best_files(folder, self.run.seed)
+            checkpoint.remove([path for path in others if path.name != name])
 
     def load(self, content: dict[str, Any], source: Any) -> None:
         """Continue from a checkpoint.
 
         Raises:
-            UserError: it belongs to another model, optimizer or data.
+            UserError: it belongs to another model, optimizer or data, or other scores.
         """
         for split, fingerprint in content["data"].items():
             if self.data.get(split, fingerprint) != fingerprint:
@@ -144,17 +152,9 @@ class Trainor:
                     f"{self.run.config_file}, restore the files, or take another name"
                 )
         checkpoint.load_weights(self.model, content["model"], source)
+        refuse_changes(content["config"], self.config, source)
         if self.ema:
             checkpoint.load_weights(self.ema.model, content["ema"] or content["model"], source)
-        then, now = {"sampling": "shuffle", **content["config"]["trainor"]}, self.config["trainor"]
-        depends = ("optimizer", "early_stop_metric", "batch_size", "grad_accu", "drop_last")
-        for key in (*depends, "layer_decay", "lr_scales", "sampling"):
-            if then.get(key) != now[key]:  # older runs lack the newer keys
-                value = "null" if then.get(key) is None else then[key]
-                raise UserError(
-                    f"{source} was trained with {value} as trainor.{key}, which its state "
-                    f"depends on; write trainor.{key}={value}"
-                )
         # The state is the checkpoint's, the arguments (lr, weight decay ...) are this config's.
         arguments = [{k: v for k, v in g.items() if k != "params"} for g in self._groups]
         try:
@@ -171,6 +171,9 @@ class Trainor:
         if self.probe:
             self.probe.load_state_dict(content.get("probe"))
         self.progress = Progress(**content["progress"])
+        if self.progress.position >= self.epoch_steps:  # of versions that saved before they moved
+            self.progress.next_epoch()
+        self.saved_at = self.progress.step
         states = content["random"]
         checkpoint.set_random_state(states[dist.rank() % len(states)])
 
@@ -190,49 +193,60 @@ class Trainor:
         )
         try:
             self.signals.catch()
-            while self.progress.step < self.total_steps and not self._stale():
+            while not self.over():
                 self._epoch(log, bar)
+            if self.progress.step < self.total_steps:
+                console.say(self.over() or "")
         finally:
             bar.close()
             log.close()
             self.signals.restore()
 
+    def over(self) -> str | None:
+        """Why no step follows, and what would let one follow; None = one does."""
+        at, limit = self.progress, self.settings.early_stop
+        if at.step >= self.total_steps:
+            return f"step {at.step} of {self.total_steps}; raise trainor.epochs or max_steps"
+        if limit and self._waits() >= limit:
+            return (
+                f"stopped early at step {at.step}: {limit} evaluations without improvement; raise "
+                "trainor.early_stop"
+            )
+        return None
+
     def _epoch(self, log: Log, bar: console.Bar) -> None:
-        """The rest of the epoch in progress, its evaluation, its checkpoint."""
-        at, settings = self.progress, self.settings
+        """The rest of the epoch in progress."""
+        at, epoch = self.progress, self.progress.epoch
         self.wrapped.train()
         self.meter.reset()
         batches = self.loader.epoch(at.epoch, at.position)
-        while at.position < self.epoch_steps and at.step < self.total_steps:
+        while at.epoch == epoch and not self.over():
             asked = time.perf_counter()
             batch = to_device(next(batches), self.device)
             waited = time.perf_counter() - asked
             self._step(batch, waited, log)
             bar.note(self._line())
             bar.advance()
-            if at.position >= self.epoch_steps or at.step >= self.total_steps:
-                break  # scored and saved below
-            if (
-                settings.eval_every_steps
-                and at.step % settings.eval_every_steps == 0
-                and at.epoch >= settings.eval_start
-            ):
-                self._evaluate(log)
-            if settings.save_every and at.step % settings.save_every == 0:
-                self.save()
-            self._stop_if_asked()
-        ends, whole = at.step >= self.total_steps, at.position >= self.epoch_steps
+            self._after_step(log)
+
+    def _after_step(self, log: Log) -> None:
+        """Evaluate, then move the counters, then write one checkpoint of all that: whenever a run
+        is killed, it goes on from a state in which an undisturbed one was too.
+        """
+        at, settings = self.progress, self.settings
+        whole, ends = at.position >= self.epoch_steps, at.step >= self.total_steps
         often = settings.eval_every_steps
         due = at.step % often == 0 if often else whole and at.epoch % settings.eval_every == 0
         evaluated = (due or ends) and at.epoch >= settings.eval_start
-        told = evaluated or ends or at.step - self.saved_at >= SHORT
+        told = ends or (whole and (evaluated or at.step - self.saved_at >= SHORT))
         if told:
             console.say(self._line())
-        name = self._evaluate(log) if evaluated else None
+        best = self._evaluate(log) if evaluated else False
         if whole:
-            at.epoch, at.position, at.losses, at.chances, at.batches = at.epoch + 1, 0, 0.0, 0.0, 0
-        if told:
-            self.save(name)
+            at.next_epoch()
+        regular = bool(settings.save_every) and at.step % (settings.save_every or 1) == 0
+        if told or best or regular or self.over():
+            self.save(best=best)
         self._stop_if_asked()
 
     def _step(self, batch: dict[str, Any], waited: float, log: Log) -> None:
@@ -289,8 +303,8 @@ class Trainor:
             if self.model.spreads:
                 self.monitor.look(found)
 
-    def _evaluate(self, log: Log) -> str | None:
-        """Score, remember, and name the checkpoint if it is a new best."""
+    def _evaluate(self, log: Log) -> bool:
+        """Score and remember; True for a new best."""
         at, settings = self.progress, self.settings
         scored = self.ema.model if self.ema else self.model
         scores = self.validator(scored, self.cast, self.probe)  # type: ignore[arg-type]
@@ -307,16 +321,13 @@ class Trainor:
         told = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
         if math.isfinite(chance):
             told = told.replace(",", f" (chance {chance:.2f}),", 1)
-        waits = stale(at.since(settings.early_stop_start), at.lower_is_better)
+        waits = self._waits()
         metric = settings.early_stop_metric
         since = f"{waits} evaluations since the best {metric}" if waits else f"best {metric} so far"
+        if math.isnan(score):
+            console.warn(f"{metric} is undefined at step {at.step}: nothing is saved as best")
         console.say(f"evaluation at epoch {at.epoch}, step {at.step}: {told}; {since}")
-        if improves(score, best, at.lower_is_better):
-            name = checkpoint.name_of(score, at.epoch, self.run.seed)
-            if settings.eval_every_steps:
-                self.save(name)
-            return name
-        return None
+        return improves(score, best, at.lower_is_better)
 
     # -- small questions ---------------------------------------------------------------------------
 
@@ -354,8 +365,7 @@ class Trainor:
         return self.schedule(clock, **self.schedule_keys)
 
     def _tell_norm_gap(self, batch: dict[str, Any], chunk: int) -> None:
-        norms = (m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
-        if not any(m.training for m in norms) or as_views(batch["images"]) is None:
+        if not gradient_cache.has_batch_norm(self.model) or as_views(batch["images"]) is None:
             return
         with self.cast():
             gap = gradient_cache.norm_gap(self.model, batch, chunk)
@@ -365,14 +375,18 @@ class Trainor:
             f"by {gap:.1e} (mean cosine distance, 0 = none) from those of {some} at a time"
         )
 
-    def _stale(self) -> bool:
-        limit, at = self.settings.early_stop, self.progress
-        stop = bool(limit) and stale(
-            at.since(self.settings.early_stop_start), at.lower_is_better
-        ) >= (limit or 0)
-        if stop:
-            console.say(f"stopped early: {limit} evaluations without improvement")
-        return stop
+    def _waits(self) -> int:
+        """Evaluations since the best one."""
+        at = self.progress
+        return stale(at.since(self.settings.early_stop_start), at.lower_is_better)
+
+    def _best_name(self) -> str | None:
+        """The file name of the best checkpoint so far; None before the first score."""
+        at = self.progress
+        best = best_of(at.scores, at.lower_is_better)
+        if best is None:
+            return None
+        return checkpoint.name_of(best, at.score_epochs[at.scores.index(best)], self.run.seed)
 
     def _line(self) -> str:
         at = self.progress
@@ -385,6 +399,7 @@ class Trainor:
         if dist.active():
             asked = float(dist.total(torch.tensor(asked, device=self.device)))
         if asked:
-            self.save()
+            if self.saved_at != self.progress.step:
+                self.save()
             dist.gather_objects(None)  # all wait until the file is whole
             raise Interrupted(f"interrupted; saved {self.run.last}, continue with ckpt=last")

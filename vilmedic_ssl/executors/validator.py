@@ -6,11 +6,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from vilmedic_ssl import dist
+from vilmedic_ssl import console, dist
 from vilmedic_ssl.data.loader import Loader
+from vilmedic_ssl.data.patients import count_unknown
 from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.executors.gradient_cache import parts_of
 from vilmedic_ssl.executors.monitors import METRICS, Seen
@@ -48,6 +50,8 @@ class Validator:
                     "not have; take knn out, or give it such labels: they come from class folders, "
                     "or from dataset.label"
                 )
+            if "knn" in names:
+                console.say(f"{split}: {neighbours_left_out(loader.dataset.patients)}")
 
     @torch.no_grad()
     def __call__(
@@ -92,6 +96,9 @@ class Validator:
         scores = {name: value / images for name, value in totals.items()}
         if self.names:
             rows = {k: torch.cat([d[k] for d in kept]).cpu().numpy() for k in kept[0]}
+            if loader.dataset.patients is not None:
+                rows["patients"] = np.array(loader.dataset.patients, dtype=str)[rows["index"]]
+            del rows["index"]
             seen = Seen(**rows, codebook=getattr(model, "codebook", 0))
             scores |= {name: METRICS[name].score(seen) for name in self.names}
         return scores
@@ -116,6 +123,7 @@ class Validator:
             "encoder": outs[0]["encoder"].float(),
             "first": outs[0]["visual"].float(),
             "second": second.float(),
+            "index": batch["index"],
         }
         if "labels" in batch:
             found["labels"] = batch["labels"]
@@ -126,6 +134,15 @@ class Validator:
         if probe is not None:
             found["probe"] = probe.scores(outs[0]["encoder"])
         return {name: dist.gather(rows) for name, rows in found.items()}
+
+
+def neighbours_left_out(patients: list[str] | None) -> str:
+    """Who is left out of the vote of `knn`."""
+    unknown = count_unknown(patients)
+    if patients is None or unknown == len(patients):
+        return "patients unknown: kNN leaves out the image itself, not others of its patient"
+    some = f"; {unknown:,} of {len(patients):,} have none and leave out themselves"
+    return f"kNN leaves out images of the same patient{some if unknown else ''}"
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from vilmedic_ssl import console
 from vilmedic_ssl.data.auditing.findings import ORDER, counted
 from vilmedic_ssl.errors import Leak, MissingSplit, UserError
 from vilmedic_ssl.experiment.outputs import MARK
+from vilmedic_ssl.files import write_text
 
 if TYPE_CHECKING:
     from vilmedic_ssl.data.auditing.findings import Finding
@@ -199,20 +200,18 @@ def write_json(folder: Path, name: str, found: Sequence[Finding], *, mark: str =
     """The findings as JSON.
 
     Args:
-        mark: what `outputs.settle` gave for this place; "" = it is a run's, and replaces findings
+        mark: what `output_path` gave for this place; "" = it is a run's, and replaces findings
             only.
 
     Raises:
         UserError: it cannot be written, or something else stands there.
     """
-    from vilmedic_ssl.executors.sweep_table import as_json, write_whole
-
     if not mark and (folder / name).exists() and not _are_findings(folder / name):
         raise UserError(f"{folder / name} is no audit of this program; move it away")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         content = {"format": 1, MARK: mark, "findings": [item.as_dict() for item in found]}
-        write_whole(as_json(content), folder / name)
+        write_text(folder / name, json.dumps(content, indent=1) + "\n")
     except OSError as error:
         raise UserError(
             f"cannot write to {folder} ({error.strerror}); change ckpt_dir or name, or --out"

@@ -23,10 +23,11 @@ from vilmedic_ssl.experiment.audit import (
     summary,
     write_json,
 )
-from vilmedic_ssl.experiment.outputs import settle
-from vilmedic_ssl.experiment.settings import check_data, spare_workers, typed
-from vilmedic_ssl.registry import closest
+from vilmedic_ssl.experiment.outputs import output_path
+from vilmedic_ssl.experiment.settings import check_data, read_config, spare_workers, typed
+from vilmedic_ssl.registry import closest, find
 from vilmedic_ssl.schema import build, complete
+from vilmedic_ssl.settle import settle
 
 if TYPE_CHECKING:
     from vilmedic_ssl.data.auditing.findings import Finding
@@ -62,7 +63,7 @@ def audit_target(
 
     parts, settings, default, node = _open(target, overrides)
     made_from = ["audit", *_sources(target, overrides, against)]
-    folder, mark = settle(out, default, made_from, files=FILES, overwrite=overwrite)
+    folder, mark = output_path(out, default, made_from, files=FILES, overwrite=overwrite)
     compared = ""
     if against is not None:
         name = Path(against.rstrip("/")).stem
@@ -115,16 +116,19 @@ def _open(
     """
     path = Path(target)
     if path.suffix in CONFIGS or yaml_config.config_in(path):
-        given = yaml_config.load(target, overrides)
+        given = read_config(target, overrides)
         node = check_data(given, "audit")
         experiment = typed(node)
         parts = list(experiment_parts(experiment, node, source=source, prefix=prefix))
         folder = experiment.folder / "audit" if "name" in given else Path("audit")
         return parts, experiment.audit or AuditSettings(), folder, node
     node = _given(overrides)
-    settings = build(node.get("audit") or {}, cls=AuditSettings, where="audit")
-    data = node.get("dataset") or {}
+    settings = build(
+        settle(node.get("audit") or {}, AuditSettings), cls=AuditSettings, where="audit"
+    )
+    given = node.get("dataset") or {}
     if path.is_dir():
+        data = settle(given, find("ImageFolder"), "dataset")
         whole = {"dataset": {"patient_pattern": None, "exclude": [], **data}}
         return _folder(path, data, source, prefix), settings, Path("audit"), whole
     if path.suffix not in TABLES:
@@ -135,7 +139,7 @@ def _open(
     from vilmedic_ssl.data.auditing.parts import from_table
     from vilmedic_ssl.data.datasets.manifest import read_table
 
-    keys = complete(data, from_table, "dataset")
+    keys = complete(settle(given, from_table, "dataset"), from_table, "dataset")
     parts = from_table(read_table(path), path.parent, source, prefix, **keys)
     return parts, settings, Path("audit"), None
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from vilmedic_ssl import console
 from vilmedic_ssl.errors import UserError
-from vilmedic_ssl.experiment.outputs import MARK, settle
+from vilmedic_ssl.experiment.outputs import MARK, output_path
 
 FILES = ("compare.json", "compare.csv", "compare.png")
 
@@ -28,16 +28,17 @@ def compare(
     """
     from vilmedic_ssl.executors.compare import groups_of, rows_of
     from vilmedic_ssl.executors.compare_view import plot_curves, printed
-    from vilmedic_ssl.executors.sweep_table import as_csv, as_json, write_whole
+    from vilmedic_ssl.executors.sweep_table import as_csv, as_json
+    from vilmedic_ssl.files import write_text
 
     groups = groups_of(runs)
     rows = rows_of(groups)
     made_from = ["compare", sorted(str(Path(run).resolve()) for run in runs)]
-    folder, mark = settle(out, "compare", made_from, files=FILES, overwrite=overwrite)
+    folder, mark = output_path(out, "compare", made_from, files=FILES, overwrite=overwrite)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(as_csv(rows), folder / "compare.csv")
-        write_whole(as_json({"format": 1, MARK: mark, "rows": rows}), folder / "compare.json")
+        write_text(folder / "compare.csv", as_csv(rows))
+        write_text(folder / "compare.json", as_json({"format": 1, MARK: mark, "rows": rows}))
     except OSError as error:
         raise UserError(f"--out {folder}: cannot be written ({error.strerror})") from error
     if not plot_curves(groups, folder / "compare.png"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,7 @@ def dataset_of(
 
     settle_pixels(node)
     whole = _divided(experiment, node, Context(split=split, augment=augment, texts=texts))
+    tell_unknown(whole)
     if texts is not None:
         whole = spoken(whole, node["model"]["proto"], train=augment)
     if split != TRAIN or experiment.budget is None:
@@ -69,6 +71,23 @@ def _divided(experiment: Experiment, node: Mapping[str, Any], context: Context) 
 
     splits = read_splits(experiment.split_file)
     return resplit(node["dataset"], context, splits, fraction=experiment.train_fraction)
+
+
+def tell_unknown(dataset: MedicalDataset) -> None:
+    """Say once how many images of a split have no patient, where others do."""
+    from vilmedic_ssl.data.patients import count_unknown
+
+    if unknown := count_unknown(dataset.patients):
+        _warn_once(
+            f"{dataset.split}: {unknown:,} of {len(dataset):,} images have no patient: each counts "
+            "as a patient of its own"
+        )
+
+
+@cache
+def _warn_once(text: str) -> None:
+    """A split is built several times in a run."""
+    console.warn(text)
 
 
 def settle_pixels(node: Mapping[str, Any]) -> None:

@@ -17,9 +17,10 @@ from vilmedic_ssl import console
 from vilmedic_ssl.errors import ConfigError, MissingSplit, UserError
 from vilmedic_ssl.executors.compare import flat
 from vilmedic_ssl.executors.evaluations import EVALUATIONS, RECORD, SEED, read_record
-from vilmedic_ssl.executors.sweep_table import as_json, write_whole
+from vilmedic_ssl.executors.sweep_table import as_json
 from vilmedic_ssl.experiment.data import hashes_of, take_classes
-from vilmedic_ssl.experiment.settings import Experiment, typed
+from vilmedic_ssl.experiment.settings import Experiment, settled, typed
+from vilmedic_ssl.files import write_text
 from vilmedic_ssl.schema import complete, without_weights
 
 if TYPE_CHECKING:
@@ -101,12 +102,12 @@ class Place:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if self.previous is None:
-                write_whole(as_json(self.evaluation.record()), self.folder / RECORD)
+                write_text(self.folder / RECORD, as_json(self.evaluation.record()))
             elif self.overwrite and self.evaluation.unlike(self.previous):
                 self._set_aside()
             if self.why:
                 text = yaml_config.dump({**node, "overwrite": False})
-                write_whole(text, self.folder / "config.yml")
+                write_text(self.folder / "config.yml", text)
         except OSError as error:
             raise UserError(
                 f"cannot write to {self.folder} ({error.strerror}); change ckpt_dir or name"
@@ -131,7 +132,7 @@ class Place:
     def close(self, outcome: Outcome) -> None:
         """Write what the files beside it are of, once they are there."""
         content = {**self.evaluation.record(), "failed": _failed(outcome)}
-        write_whole(as_json(content), self.folder / RECORD)
+        write_text(self.folder / RECORD, as_json(content))
 
     def _set_aside(self) -> None:
         """Files of other plug-ins or data are not mixed with those of this evaluation."""
@@ -257,8 +258,8 @@ def _own(
     """
     file = experiment.folder / f"config_{content['seed']}.yml"
     try:
-        stored = yaml_config.read_yaml(file) if file.is_file() else content["config"]
-        own_node = complete(stored, Experiment, "")
+        stored = yaml_config.read(file) if file.is_file() else content["config"]
+        own_node = complete(settled(stored), Experiment, "")
         own = typed(own_node)
     except ConfigError as error:
         return None, f"{file} is not of this version ({error})"

@@ -10,17 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vilmedic_ssl.auto import transform_of
+from vilmedic_ssl.auto import described
+from vilmedic_ssl.data.images import take_channels
 from vilmedic_ssl.data.transforms import Transform
 from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.executors import checkpoint
 from vilmedic_ssl.executors.features import Source
 from vilmedic_ssl.executors.init_weights_read import Weights
-from vilmedic_ssl.experiment.data import take_classes
+from vilmedic_ssl.executors.stored import sealed
 from vilmedic_ssl.experiment.scoring import features_of
-from vilmedic_ssl.experiment.settings import check, typed
+from vilmedic_ssl.experiment.settings import load_config, typed
 from vilmedic_ssl.post_processing._maps import Explained, explained
 from vilmedic_ssl.registry import closest
+from vilmedic_ssl.schema import plain
 
 Logits = Callable[[Tensor], Tensor]
 """(B, C, H, W) images -> (B, C) logits."""
@@ -44,38 +46,58 @@ class Subject:
     whose: str
 
 
-def own_subject(path: Path, *, beside: bool) -> Subject:
-    """A checkpoint of ours: its own classifier, or a linear probe on its training images."""
+def own_subject(path: Path, *, beside: bool, data: str | Path | None) -> Subject:
+    """A checkpoint of ours: its own classifier, or a linear probe on the training images of a
+    config. What the config in a checkpoint names is not opened: it may be a stranger's.
 
+    Args:
+        data: the config that says where the images of a linear probe lie.
+
+    Raises:
+        UserError: a checkpoint without a classifier, and no data; or data beside a classifier.
+    """
     content = checkpoint.read_run(path)
-    node = check(content["config"])
-    node["device"] = "cpu"
-    take_classes(node["model"], content["config"]["model"])
-    features = features_of(typed(node), node, [content], [path], path.stem, splits=["train"])
-    model = features.models[0]
-    names = (checkpoint.names_of(content) if model.classifies else []) or None
-    try:
-        names = names or list(features.dataset("train").label_names) or None
-    except UserError as error:
-        if not model.classifies:
-            raise UserError(
-                f"{path} has no classifier, and a linear probe needs its training data ({error})"
-            ) from error
-
-    def network(source: Source) -> tuple[nn.Module, Logits]:
-        if not model.classifies:
-            probed = explained(features, source, "linear_probe")
-            return probed.model, probed.logits
-        own = Explained(model if source == "model" else features.untrained(), None)
-        return own.model, own.logits
-
-    networks = {"trained": network("model")}
-    if beside:
-        networks["untrained"] = network("random_init")
-    whose = "the network's own classifier"
+    model, transform, _ = described(content, path)
     if not model.classifies:
-        whose = "a linear probe on its training images"
-    return Subject(networks, transform_of(content["config"]["dataset"]), names, whose)
+        return _probed(path, content, transform, beside=beside, data=data)
+    if data is not None:
+        raise UserError(f"--data: {path} has a classifier of its own; leave it out")
+    checkpoint.load_weights(model, content["ema"] or content["model"], path)
+    models = {"trained": model.eval()}
+    if beside:
+        checkpoint.seed_everything(content["seed"] or 0)
+        models["untrained"] = described(content, path)[0].eval()
+    networks = {name: (made, Explained(made, None).logits) for name, made in models.items()}
+    names = checkpoint.names_of(content) or None
+    return Subject(networks, transform, names, "the network's own classifier")
+
+
+def _probed(
+    path: Path,
+    content: dict[str, Any],
+    transform: Transform,
+    *,
+    beside: bool,
+    data: str | Path | None,
+) -> Subject:
+    """The encoder of a checkpoint under a linear probe."""
+    if data is None:
+        beside_it = path.parent / f"config_{content['seed']}.yml"
+        raise UserError(
+            f"{path} has no classifier, and a linear probe needs its training images; add --data "
+            f"and the config that says where they lie, for example --data {beside_it}"
+        )
+    node: dict[str, Any] = plain(load_config(data))
+    node["device"], node["model"] = "cpu", sealed(content["config"]["model"])
+    take_channels(node["dataset"], content["config"]["dataset"])
+    features = features_of(typed(node), node, [content], [path], path.stem, splits=["train"])
+    sources: dict[str, Source] = {"trained": "model"}
+    if beside:
+        sources["untrained"] = "random_init"
+    probes = {name: explained(features, one, "linear_probe") for name, one in sources.items()}
+    networks = {name: (probe.model, probe.logits) for name, probe in probes.items()}
+    names = list(features.dataset("train").label_names) or None
+    return Subject(networks, transform, names, "a linear probe on its training images")
 
 
 def foreign_subject(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from vilmedic_ssl import console
 from vilmedic_ssl.errors import UserError
-from vilmedic_ssl.experiment.outputs import settle, write_picture
+from vilmedic_ssl.experiment.outputs import output_path, write_picture
 from vilmedic_ssl.registry import closest
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def explain(
     square: int | None = None,
     size: int | None = None,
     beside: Literal["random"] | None = None,
+    data: str | Path | None = None,
     plugins: Sequence[str] = (),
 ) -> Path:
     """Write the image beside a map of what speaks for a class; returns the file.
@@ -51,6 +52,8 @@ def explain(
             of the image.
         size: side of the image for foreign weights, pixels; None = as timm has it.
         beside: random = also the network before training.
+        data: config whose training images a linear probe learns from, for a checkpoint of ours
+            without a classifier; the config in a checkpoint is not asked for paths.
         plugins: modules that register the protos of a checkpoint of ours.
 
     Raises:
@@ -66,7 +69,7 @@ def explain(
     _refuse_unwritable(Path(out or DEFAULT))
     words = [backbone, classes, wanted, method, layer, square, size, beside]
     made_from = ["explain", str(image), str(weights), *words]
-    file, mark = settle(out, DEFAULT, made_from, overwrite=overwrite)
+    file, mark = output_path(out, DEFAULT, made_from, overwrite=overwrite)
     if method == "grad_cam" and square is not None:
         raise UserError("--square is for --method occlusion; leave it out, or write that")
     if method == "occlusion" and layer is not None:
@@ -80,8 +83,10 @@ def explain(
         for option, value in (("--backbone", backbone), ("--size", size)):
             if value is not None:
                 raise UserError(f"{option}: {held.path} knows its own; leave it out")
-        subject = own_subject(held.path, beside=beside is not None)
+        subject = own_subject(held.path, beside=beside is not None, data=data)
     else:
+        if data is not None:
+            raise UserError(f"--data: {held.path} is no checkpoint of ours; leave it out")
         subject = foreign_subject(held, backbone, size, beside=beside is not None)
     names = classes.split(",") if classes else subject.names
     with tempfile.TemporaryDirectory() as scratch:

@@ -15,7 +15,6 @@ from vilmedic_ssl import console
 from vilmedic_ssl.config import digest, dump, read_yaml
 from vilmedic_ssl.errors import ConfigError, Diverged, Unobtainable, UserError
 from vilmedic_ssl.executors.flow import FlowSettings, Step, steps, told
-from vilmedic_ssl.executors.sweep_table import write_whole
 from vilmedic_ssl.experiment.flow_config import (
     FlowExperiment,
     check_flow,
@@ -25,6 +24,8 @@ from vilmedic_ssl.experiment.flow_config import (
     typed_flow,
 )
 from vilmedic_ssl.experiment.flow_data import inspect
+from vilmedic_ssl.experiment.flow_rehearsal import rehearse
+from vilmedic_ssl.files import remove_partials, write_text
 from vilmedic_ssl.schema import plain
 
 if TYPE_CHECKING:
@@ -55,8 +56,11 @@ def run_flow(config: Mapping[str, Any], *, only_table: bool = False) -> Path:
     shared = shared_of(checked)
     data = inspect(settings, shared, flow.folder)
     dist.on_main(lambda: _save(checked, flow.folder))
-    plan = list(steps(settings, shared, data))
-    made, lost = _Runner(flow, settings, plan, only_table=only_table).run()
+    plan = list(steps(settings, shared, {name: of.hash for name, of in data.items()}))
+    runner = _Runner(flow, settings, plan, only_table=only_table)
+    if not only_table:
+        rehearse(runner, plan, data, flow.folder, settings.split)
+    made, lost = runner.run()
     if dist.rank() != 0:
         return flow.folder
     by_budget = _arranged(settings, plan, made)
@@ -104,8 +108,22 @@ def compare_again(config: Mapping[str, Any]) -> dict[str, float | str]:
 def _save(checked: Mapping[str, Any], folder: Path) -> None:
     """The resolved config, which runs and scores the flow without the words it was given; the
     comparison that other words gave here is kept below `comparisons`.
+
+    Raises:
+        UserError: the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_partials(folder)
+        _set_aside(checked, folder)
+        write_text(folder / FILES[0], dump(checked))
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder} ({error.strerror}); change ckpt_dir or name"
+        ) from error
+
+
+def _set_aside(checked: Mapping[str, Any], folder: Path) -> None:
     there = [folder / name for name in FILES if (folder / name).exists()]
     old = _stored(folder)
     if there and (old is None or _compared(old) != _compared(checked)):
@@ -113,7 +131,6 @@ def _save(checked: Mapping[str, Any], folder: Path) -> None:
         for path in there:
             path.replace(place / path.name)
         console.say(f"{folder} held the comparison of another flow; it is now in {place}")
-    write_whole(dump(checked), folder / FILES[0])
 
 
 def _stored(folder: Path) -> dict[str, Any] | None:
@@ -160,7 +177,7 @@ class _Runner:
         gone: dict[int, str] = {}  # by id of the step
         unobtainable: dict[str, str] = {}  # by stage: what one step lacks, all do
         lost: list[str] = []
-        start, todo = time.monotonic(), sum(not self._done(step) for step in self.plan)
+        start, todo = time.monotonic(), sum(not self.done(step) for step in self.plan)
         console.say(f"flow {self.flow.folder}: {len(self.plan)} steps, {todo} to do")
         ran = 0
         for number, step in enumerate(self.plan, 1):
@@ -171,7 +188,7 @@ class _Runner:
                 gone[id(step)] = gone[id(step.source)]
                 lost.append(f"{step.told}: left out, since {gone[id(step)]}")
                 continue
-            if not dist.on_main(partial(self._done, step)):
+            if not dist.on_main(partial(self.done, step)):
                 if self.only_table:
                     gone[id(step)] = f"{step.told} has not been run"
                     lost.append(gone[id(step)])
@@ -209,17 +226,17 @@ class _Runner:
     def _mark(self, step: Step) -> Path:
         return self._folder(step) / f"done_{step.seed}.json"
 
-    def _done(self, step: Step) -> bool:
+    def done(self, step: Step) -> bool:
         trained = not step.stage.trains or self._mark(step).is_file()
         return trained and (not step.stage.judged_by or self._scores(step).is_file())
 
-    def _checkpoint(self, step: Step) -> Path | None:
+    def checkpoint(self, step: Step) -> Path | None:
         """The checkpoint of a step, or of the one whose encoder it judges; None = untrained."""
         from vilmedic_ssl.executors import checkpoint
 
         if step.stage.model is None:
             assert step.source is not None
-            return self._checkpoint(step.source)
+            return self.checkpoint(step.source)
         if not step.stage.trains:
             return None
         return checkpoint.find(self._folder(step), step.stage.checkpoint, step.seed)
@@ -229,7 +246,7 @@ class _Runner:
     def _make(self, step: Step) -> None:
         """Train and judge a step, unless another process just did."""
         from vilmedic_ssl import dist
-        from vilmedic_ssl.data.fetching.lock import only_one
+        from vilmedic_ssl.locks import only_one
 
         folder = self._folder(step)
         dist.on_main(lambda: folder.mkdir(parents=True, exist_ok=True))
@@ -242,17 +259,26 @@ class _Runner:
 
     def _train(self, step: Step) -> None:
         from vilmedic_ssl import dist
+        from vilmedic_ssl.executors.checkpoint import newest
         from vilmedic_ssl.experiment.training import train
 
-        resumed = (self._folder(step) / f"last_{step.seed}.pth").is_file()
-        config = {**self._config(step), "ckpt": "last" if resumed else None}
+        resumed = dist.on_main(lambda: newest(self._folder(step), step.seed)) is not None
+        config = {**self._sourced(step), "ckpt": "last" if resumed else None}
         begin = time.monotonic()
         train(config, audit=False)
         mark = {"seconds": round(time.monotonic() - begin, 1), "resumed": resumed}
-        dist.on_main(lambda: self._mark(step).write_text(json.dumps(mark) + "\n") and None)
+        dist.on_main(lambda: write_text(self._mark(step), json.dumps(mark) + "\n"))
 
-    def _config(self, step: Step) -> dict[str, Any]:
-        """The experiment of a step, ready to be trained or scored."""
+    def _sourced(self, step: Step) -> dict[str, Any]:
+        """`config` of a step whose source is done."""
+        return self.config(step, None if step.source is None else self.checkpoint(step.source))
+
+    def config(self, step: Step, source: Path | None) -> dict[str, Any]:
+        """The experiment of a step, ready to be trained or scored.
+
+        Args:
+            source: a checkpoint of the step it builds on.
+        """
         config = {
             **step.config,
             "name": f"{self.flow.name}/{step.folder}",
@@ -264,7 +290,6 @@ class _Runner:
             assert owner.source is not None
             owner = owner.source
         config["model"] = dict(owner.config["model"])
-        source = None if step.source is None else self._checkpoint(step.source)
         if step.stage.model is not None and source is not None:
             config = started(config, str(source))
         return checked_stage(step.name, config)
@@ -273,9 +298,9 @@ class _Runner:
         """Write the class scores of a step."""
         from vilmedic_ssl.experiment.judging import Judged, predictions
 
-        node = self._config(step)
+        node = self._sourced(step)
         whole = {**node, "budget": None}
-        path = self._checkpoint(step)
+        path = self.checkpoint(step)
         owner = step.source if step.stage.model is None else step
         key = (path, owner and owner.folder, digest(node["dataset"]), step.seed)
         if self.features[0] != key:

@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from vilmedic_ssl.errors import ConfigError
 from vilmedic_ssl.executors.flow import FlowSettings, Stage, config_of
-from vilmedic_ssl.executors.settings import AuditSettings, EnsemblorSettings
+from vilmedic_ssl.executors.settings import (
+    AuditSettings,
+    EnsemblorSettings,
+    TrainorSettings,
+    ValidatorSettings,
+)
 from vilmedic_ssl.experiment.settings import check
 from vilmedic_ssl.registry import find, load_plugins
+from vilmedic_ssl.scalars import opened
 from vilmedic_ssl.schema import build, complete, conform, schema
+from vilmedic_ssl.settle import Part, settle
 
 # Stands for the model of a stage that has none, where only its other keys are looked at.
 ANY = {"proto": "Classifier", "cnn": {"proto": "CNN", "backbone": "resnet18"}}
@@ -38,11 +45,11 @@ class FlowExperiment:
     device: str | None = None
     num_workers: int | None = None
     plugins: list[str] = ()  # type: ignore[assignment]
-    dataset: dict
+    dataset: Annotated[dict, Part("data/datasets")]
     split_file: str | None = None
     audit: AuditSettings | None = AuditSettings()
-    trainor: dict | None = None
-    validator: dict | None = None
+    trainor: Annotated[dict, Part(TrainorSettings)] | None = None
+    validator: Annotated[dict, Part(ValidatorSettings)] | None = None
     ensemblor: EnsemblorSettings = EnsemblorSettings()
     flow: FlowSettings
 
@@ -57,8 +64,8 @@ def check_flow(node: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: whatever is wrong with it.
     """
-    load_plugins(conform(node.get("plugins") or [], list[str], "plugins"))
-    checked = complete(node, FlowExperiment, "")
+    load_plugins(conform(settle(node.get("plugins"), list[str]) or [], list[str], "plugins"))
+    checked = complete(_settled(node), FlowExperiment, "")
     settings, shared = flow_of(checked), shared_of(checked)
     for name, stage in settings.stages.items():
         for budget in settings.budgets if stage.labels else (None,):
@@ -69,6 +76,25 @@ def check_flow(node: Mapping[str, Any]) -> dict[str, Any]:
                 config = started(config, stage.after)
             checked_stage(name, config)
     return checked
+
+
+def _settled(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A flow's config as plain data; the dataset of a stage is of the flow's kind where it names
+    no proto.
+    """
+    made = settle(node, FlowExperiment)
+    flow = opened(node.get("flow"))
+    stages = opened(flow.get("stages")) if isinstance(flow, Mapping) else None
+    for name, stage in (stages if isinstance(stages, Mapping) else {}).items():
+        inner = opened(stage)
+        own = opened(inner.get("dataset")) if isinstance(inner, Mapping) else None
+        if isinstance(own, Mapping) and "proto" not in own:
+            shared = made.get("dataset")
+            kind = {"proto": shared.get("proto") if isinstance(shared, Mapping) else None}
+            typed_as = Annotated[dict, Part("data/datasets")]
+            whole = settle({**kind, **own}, typed_as, f"flow.stages.{name}.dataset")
+            made["flow"]["stages"][name]["dataset"] = {key: whole[key] for key in own}
+    return made  # type: ignore[no-any-return]
 
 
 def started(config: Mapping[str, Any], source: str) -> dict[str, Any]:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from vilmedic_ssl import console
 from vilmedic_ssl.config import digest
-from vilmedic_ssl.errors import ConfigError, MissingSplit
+from vilmedic_ssl.errors import ConfigError, MissingSplit, UserError
 from vilmedic_ssl.executors.flow import FlowSettings, Stage, config_of
 from vilmedic_ssl.experiment.audit import audit_before, findings_of, refuse
 from vilmedic_ssl.experiment.data import dataset_of
@@ -32,9 +34,8 @@ class Data:
     hash: str
 
 
-def inspect(settings: FlowSettings, shared: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """A hash of each stage's data, which is audited, alone and against what a stage before it was
-    trained on.
+def inspect(settings: FlowSettings, shared: Mapping[str, Any], folder: Path) -> dict[str, Data]:
+    """Each stage's data, audited, alone and against what a stage before it was trained on.
 
     Args:
         folder: for what the audits find; data of its own has a folder of its own below it.
@@ -56,7 +57,13 @@ def inspect(settings: FlowSettings, shared: Mapping[str, Any], folder: Path) -> 
         node = checked_stage(name, {**config, "name": name, "model": ANY, "validator": {}})
         key = digest({k: v for k, v in node["dataset"].items() if k != "transform"})
         if key not in known:
-            known[key] = _read(node, folder / f"data-{name}" if known else folder, settings.split)
+            place = folder / f"data-{name}" if known else folder
+            try:
+                known[key] = _read(node, place, settings.split)
+            except UserError as error:
+                if stage.budget is None and stage.dataset is None:
+                    raise
+                raise type(error)(f"flow.stages.{name}: {error}") from error
         of_stage[name] = known[key]
         _refuse_unfit(name, stage, settings, config, known[key])
         before = stage.after
@@ -64,7 +71,26 @@ def inspect(settings: FlowSettings, shared: Mapping[str, Any], folder: Path) -> 
             if of_stage[before] is not known[key]:
                 _refuse_shared(before, of_stage[before], known[key], settings.split)
             before = settings.stages[before].after
-    return {name: data.hash for name, data in of_stage.items()}
+    _refuse_others(settings, of_stage)
+    return of_stage
+
+
+def _refuse_others(settings: FlowSettings, of_stage: Mapping[str, Data]) -> None:
+    """Raises:
+    UserError: two stages would be judged on other images or labels.
+    """
+    from vilmedic_ssl.executors.predictions import Predictions
+
+    first: Predictions | None = None
+    for name, stage in settings.stages.items():
+        if not stage.judged_by:
+            continue
+        part = of_stage[name].splits[settings.split]
+        assert part.labels is not None
+        blank = np.zeros((len(part), 1), dtype=np.float32)
+        own = Predictions(part.ids, part.patients, part.labels, part.label_names, blank, 0)
+        first = own if first is None else first
+        own.like(first, name)
 
 
 def _read(node: dict[str, Any], folder: Path, split: str) -> Data:
@@ -109,7 +135,8 @@ def _refuse_unfit(
     where, train = f"flow.stages.{name}", data.splits["train"]
     if stage.judged_by and settings.split not in data.splits:
         dataset_of(data.experiment, data.node, settings.split)
-    if stage.judged_by and train.labels is None:
+    judged = data.splits.get(settings.split)
+    if stage.judged_by and (train.labels is None or judged is None or judged.labels is None):
         raise ConfigError(f"{where}: the data has no labels to judge by; name them in `dataset`")
     several = train.labels is not None and train.labels.ndim == 2
     wrong = [m for m in settings.metrics if several and m in FOR_CLASSES]

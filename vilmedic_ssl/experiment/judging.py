@@ -15,7 +15,7 @@ from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.executors.predictions import Predictions
 from vilmedic_ssl.experiment.data import dataset_of, pin_classes, take_classes
 from vilmedic_ssl.experiment.settings import typed
-from vilmedic_ssl.post_processing._scores import held_out, labelled_rows, own_scores, widen
+from vilmedic_ssl.post_processing._scores import groups_of, own_scores, probe_on, widen
 
 if TYPE_CHECKING:
     from vilmedic_ssl.data.datasets.base import MedicalDataset
@@ -81,18 +81,15 @@ def _fitted(judged: Judged, taught: MedicalDataset, judge: str) -> np.ndarray:
     same names do.
     """
     features, rows = judged.features, judged.features.get(judged.split).rows["encoder"]
-    train = features.get("train")
+    train, scored = features.get("train"), features.get(judged.split)
     place = {name: i for i, name in enumerate(train.ids)}
     x, y = train.rows["encoder"][[place[name] for name in taught.ids]], taught.labels
     assert y is not None
     known = metrics.labelled(y)
     x, y = x[known], y[known]
     if judge == "knn":
-        return metrics.knn_scores(x, y, rows, k=min(20, len(x)))
-    if features.has("validate"):
-        return metrics.linear_probe(
-            x, y, *labelled_rows(features.get("validate"), "encoder", "linear_probe"), rows
-        )
-    names = np.array(taught.ids if taught.patients is None else taught.patients)[known]
-    held = held_out(list(names), seed=features.seed)
-    return metrics.linear_probe(x[~held], y[~held], x[held], y[held], rows)
+        names = groups_of(train)[[place[name] for name in taught.ids]][known]
+        return metrics.knn_scores(x, y, rows, train_groups=names, test_groups=groups_of(scored))
+    patients = taught.patients and [p for p, k in zip(taught.patients, known, strict=True) if k]
+    validate = features.get("validate") if features.has("validate") else None
+    return probe_on(x, y, patients, validate, "encoder", taught.label_names)(rows)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vilmedic_ssl.config import digest
 from vilmedic_ssl.errors import UserError
+from vilmedic_ssl.files import atomic
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 MARK = "made_from"
 
 
-def settle(
+def output_path(
     out: str | Path | None,
     default: str | Path,
     made_from: Any,
@@ -85,11 +86,10 @@ def write_picture(picture: Image, path: Path, mark: str) -> None:
     """
     from PIL.PngImagePlugin import PngInfo
 
-    note, partial = PngInfo(), path.with_name(f"{path.name}.partial")
+    note = PngInfo()
     note.add_text(MARK, mark)
     try:
-        picture.save(partial, "PNG", pnginfo=note)
-        partial.replace(path)
+        with atomic(path) as file:
+            picture.save(file, "PNG", pnginfo=note)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise UserError(f"--out {path}: cannot be written ({error.strerror or error})") from error

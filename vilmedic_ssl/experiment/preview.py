@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vilmedic_ssl import console
 from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.experiment.data import dataset_of
-from vilmedic_ssl.experiment.outputs import settle, write_picture
+from vilmedic_ssl.experiment.outputs import output_path, write_picture
 from vilmedic_ssl.experiment.settings import check, typed
 from vilmedic_ssl.experiment.texts import settle_flips, texts_for
 from vilmedic_ssl.schema import plain
@@ -56,7 +56,7 @@ def preview(
 
     node = check(plain(config))
     made_from = ["preview", node["dataset"], node["split_file"], node["seed"], images]
-    file, mark = settle(out, DEFAULT, made_from, overwrite=overwrite)
+    file, mark = output_path(out, DEFAULT, made_from, overwrite=overwrite)
     experiment = typed(node)
     texts = texts_for(node)
     if texts is not None:

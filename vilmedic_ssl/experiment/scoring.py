@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,9 +47,31 @@ def ensemble(config: Mapping[str, Any]) -> dict[str, float | str]:
     `evaluations/` in it; see `experiment/evaluation.py`.
 
     Raises:
-        UserError: wrong config, data or checkpoint; none there; the name of another evaluation; a
-            plug-in failed that finished in the report to be replaced.
+        UserError: wrong config, data or checkpoint; none there; another process is at work on it;
+            the name of another evaluation; a plug-in failed that finished in the report to be
+            replaced.
     """
+    from vilmedic_ssl.executors.run import Run
+
+    _refuse_several_processes()
+    if "flow" in config:
+        from vilmedic_ssl.experiment.flow import compare_again
+
+        return compare_again(config)
+    experiment, node, files, contents = open_run(config)
+    with ExitStack() as stack:
+        for own in sorted({content["seed"] for content in contents}):
+            stack.enter_context(Run(experiment.folder, own).owned("scored"))
+        return _ensemble(experiment, node, files, contents)
+
+
+def _ensemble(
+    experiment: Experiment,
+    node: dict[str, Any],
+    files: list[Path],
+    contents: list[dict[str, Any]],
+) -> dict[str, float | str]:
+    """`ensemble`, where nobody else trains or scores the same seeds."""
     from vilmedic_ssl.executors import checkpoint
     from vilmedic_ssl.executors.ensemblor import (
         headline,
@@ -59,12 +82,6 @@ def ensemble(config: Mapping[str, Any]) -> dict[str, float | str]:
     from vilmedic_ssl.executors.run import read_log
     from vilmedic_ssl.report import write_report
 
-    _refuse_several_processes()
-    if "flow" in config:
-        from vilmedic_ssl.experiment.flow import compare_again
-
-        return compare_again(config)
-    experiment, node, files, contents = open_run(config)
     settings, seed = experiment.ensemblor, experiment.seed
     tag = f"{Path(experiment.ckpt or settings.mode).stem}_{seed}"
     features = features_of(experiment, node, contents, files, tag)

@@ -13,6 +13,7 @@ from vilmedic_ssl.data.splits import TRAIN
 from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.experiment.data import dataset_of, refuse_another_division
 from vilmedic_ssl.experiment.scoring import features_of, open_run
+from vilmedic_ssl.files import write_text
 
 if TYPE_CHECKING:
     from vilmedic_ssl.data.datasets.base import MedicalDataset
@@ -158,22 +159,21 @@ def _write(file: Path, ids: Sequence[str]) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    partial = file.with_name(f"{file.name}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text("".join(f"{name}\n" for name in ids), encoding="utf-8")
-        partial.replace(file)
+        write_text(file, "".join(f"{name}\n" for name in ids))
     except OSError as error:
         raise UserError(f"cannot write {file} ({error.strerror}); change --out") from error
 
 
 def _write_table(file: Path, rows: Sequence[tuple[str, float]], add: int) -> None:
     """id, score and picked (1 or 0) of every image that was scored, highest first."""
-    from vilmedic_ssl.executors.sweep_table import as_csv, write_whole
+    from vilmedic_ssl.executors.sweep_table import as_csv
+    from vilmedic_ssl.files import write_text
 
     scored = enumerate(rows)
     lines = [{"id": n, "score": repr(float(s)), "picked": int(i < add)} for i, (n, s) in scored]
-    write_whole(as_csv(lines), file)
+    write_text(file, as_csv(lines))
 
 
 def _tell(file: Path, whole: MedicalDataset, old: Sequence[int], new: list[int]) -> None:

@@ -19,7 +19,9 @@ from vilmedic_ssl.executors.settings import (
 )
 from vilmedic_ssl.executors.sweep_settings import SweepSettings
 from vilmedic_ssl.registry import load_plugins
+from vilmedic_ssl.scalars import opened
 from vilmedic_ssl.schema import Kind, build, complete, conform, without_weights
+from vilmedic_ssl.settle import annotation_at, settle
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -125,7 +127,7 @@ def load_config(
     Raises:
         ConfigError: whatever is wrong with it, with the key's full path and the closest known keys.
     """
-    node = yaml_config.load(path, overrides)
+    node = read_config(path, overrides)
     if name is not None:
         return yaml_config.freeze(check_data(node, name))
     if "flow" in node:
@@ -133,6 +135,47 @@ def load_config(
 
         return yaml_config.freeze(check_flow(node))
     return yaml_config.freeze(check(node))
+
+
+def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A config as it is written, for `settled` or one of the checks. Its plug-ins are imported
+    first: of which block a block takes the place depends on what their protos are.
+
+    Raises:
+        ConfigError: it cannot be read, or a plug-in cannot be imported.
+    """
+    node = yaml_config.read(path, overrides)
+    return yaml_config.read(path, overrides) if _load_plugins(node) else node
+
+
+def _load_plugins(node: Mapping[str, Any]) -> bool:
+    """Import the plug-ins of a config; True when it has some."""
+    modules = conform(settle(node.get("plugins"), list[str], "plugins") or [], list[str], "plugins")
+    load_plugins(modules)
+    return bool(modules)
+
+
+def settled(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A config as plain data: the types of its keys decide what is written there; that of the key
+    they are for, what the choices of a sweep are.
+    """
+    made = settle(node, Experiment)
+    sweep = opened(node.get("sweep"))
+    space = opened(sweep.get("space")) if isinstance(sweep, Mapping) else None
+    if not isinstance(space, Mapping):
+        return made  # type: ignore[no-any-return]
+    for key, axis in space.items():
+        inner, where = opened(axis), f"sweep.space.{key}.choices"
+        choices = opened(inner.get("choices")) if isinstance(inner, Mapping) else None
+        annotation = annotation_at(made, Experiment, key)
+        if isinstance(choices, Mapping):
+            typed_as: Any = dict[str, annotation]  # type: ignore[valid-type]
+        elif isinstance(choices, list):
+            typed_as = list[annotation]  # type: ignore[valid-type]
+        else:
+            continue
+        made["sweep"]["space"][key]["choices"] = settle(choices, typed_as, where)
+    return made  # type: ignore[no-any-return]
 
 
 def check_data(node: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -151,8 +194,8 @@ def check_data(node: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def check(node: Mapping[str, Any]) -> dict[str, Any]:
     """A config as plain data, complete, or ConfigError."""
-    load_plugins(conform(node.get("plugins") or [], list[str], "plugins"))
-    checked = complete(node, Experiment, "")
+    _load_plugins(node)
+    checked = complete(settled(node), Experiment, "")
     typed(checked)
     return checked
 

@@ -151,11 +151,12 @@ def _introduce(cohort: Cohort) -> None:
         f"{home} {cohort.homes.count(home):,}" for home in dict.fromkeys(cohort.homes)
     )
     console.say(f"{len(cohort):,} images{of}; the data's own splits: {homes}")
-    if not cohort.known:
+    if unknown := sum(cohort.unknown):
         console.warn(
-            "not every patient is known, so images of one person can end up in several splits; "
-            "where file names tell the patient, set dataset.patient_pattern "
-            "(dataset.image.patient_pattern for pairs), in a manifest fill the column `patient`"
+            f"{unknown:,} of {len(cohort):,} images have no patient: each counts as a patient of "
+            "its own, and images of one person can end up in several splits; where file names tell "
+            "the patient, set dataset.patient_pattern (dataset.image.patient_pattern for pairs), "
+            "in a manifest fill the column `patient`"
         )
 
 

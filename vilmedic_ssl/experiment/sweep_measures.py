@@ -5,7 +5,6 @@ memory of steps.
 from __future__ import annotations
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from vilmedic_ssl.errors import Diverged, UserError
 from vilmedic_ssl.executors.sweep_settings import RATE
 from vilmedic_ssl.experiment.sweep_verb import Plan
 from vilmedic_ssl.experiment.training import train
+from vilmedic_ssl.files import write_text
 
 KILLED = -9  # what Linux sends when memory runs out
 
@@ -32,7 +32,7 @@ def learning_rates(plan: Plan) -> None:
     from vilmedic_ssl.executors.run import read_log
     from vilmedic_ssl.executors.sweep_plots import plot_rates
     from vilmedic_ssl.executors.sweep_rates import RULE, read_curve
-    from vilmedic_ssl.executors.sweep_table import as_csv, as_json, write_whole
+    from vilmedic_ssl.executors.sweep_table import as_csv, as_json
 
     seed, stopped = plan.settings.seeds[0], None
     with tempfile.TemporaryDirectory(dir=plan.folder, prefix="thrown-away-") as place:
@@ -61,8 +61,8 @@ def learning_rates(plan: Plan) -> None:
         "loss": losses,
         "smoothed": found.smoothed,
     }
-    write_whole(as_csv(lines), plan.folder / "lr_range.csv")
-    write_whole(as_json(content), plan.folder / "lr_range.json")
+    write_text(plan.folder / "lr_range.csv", as_csv(lines))
+    write_text(plan.folder / "lr_range.json", as_json(content))
     picture = plan.folder / "lr_range.png"
     plot_rates(rates, losses, found.smoothed, found.suggestion, picture)
     console.say(f"{len(steps)} steps; their weights were thrown away")
@@ -106,12 +106,7 @@ def resources(plan: Plan) -> None:
         UserError: nothing could be measured.
     """
     from vilmedic_ssl.executors.sweep_space import grid, values_of
-    from vilmedic_ssl.executors.sweep_table import (
-        as_csv,
-        as_json,
-        short_names,
-        write_whole,
-    )
+    from vilmedic_ssl.executors.sweep_table import as_csv, as_json, short_names
 
     settings = plan.settings
     combinations = grid(settings.space)[: settings.trials]
@@ -120,14 +115,10 @@ def resources(plan: Plan) -> None:
     for names in progress:
         found = measured(plan.config(values_of(settings.space, names)), settings)
         rows.append({**names, **found})
-        write_whole(as_csv(rows), plan.folder / "resources.csv")
-        content = {
-            "format": 1,
-            "mark": plan.mark,
-            "memory_gb": settings.memory_gb,
-            "settings": rows,
-        }
-        write_whole(as_json(content), plan.folder / "resources.json")
+        write_text(plan.folder / "resources.csv", as_csv(rows))
+        content = {"format": 1, "mark": plan.mark, "memory_gb": settings.memory_gb}
+        content["settings"] = rows
+        write_text(plan.folder / "resources.json", as_json(content))
     draw(plan, rows)
     header = [*short_names(list(settings.space)), "s/step", "images/s", "GiB", "h/100 epochs"]
     cells = [[*(row[key] for key in settings.space), *told(row)] for row in rows]
@@ -152,6 +143,7 @@ def told(row: Mapping[str, Any]) -> list[str]:
 def measured(config: Mapping[str, Any], settings: Any) -> dict[str, Any]:
     """What one process found, as the last columns of the table."""
     from vilmedic_ssl import experiment
+    from vilmedic_ssl.data.loader import steps_of
 
     package = str(Path(experiment.__file__).parents[2])
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -176,9 +168,9 @@ def measured(config: Mapping[str, Any], settings: Any) -> dict[str, Any]:
     if found["state"] == "measured":
         images = settings.images or found["images"]
         trainor, batch = config["trainor"], found["batch"]
-        steps = images // batch if trainor["drop_last"] else math.ceil(images / batch)
+        steps = steps_of(images, batch, drop_last=trainor["drop_last"])
         found["images_per_s"] = batch / found["seconds"]
-        found["hours_per_100_epochs"] = 100 * max(1, steps) * found["seconds"] / 3600
+        found["hours_per_100_epochs"] = 100 * steps * found["seconds"] / 3600
     return {name: found.get(name) for name in columns}
 
 

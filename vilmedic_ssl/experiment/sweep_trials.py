@@ -101,9 +101,10 @@ def _train(
     import torch
 
     from vilmedic_ssl.data.loader import close_all
+    from vilmedic_ssl.executors.checkpoint import newest
 
     folder = plan.folder / name_of(trial.number)
-    again = trial.begun and (folder / f"last_{seed}.pth").is_file()
+    again = trial.begun and newest(folder, seed) is not None
     place = {"ckpt_dir": str(plan.folder), "name": name_of(trial.number), "seed": seed}
     start = {"ckpt": "last"} if again else {"overwrite": True}
     audit = trial.number == 0 or any(key.startswith(DATA) for key in plan.settings.space)

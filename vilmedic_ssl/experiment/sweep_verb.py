@@ -17,7 +17,7 @@ from vilmedic_ssl import console
 from vilmedic_ssl.errors import ConfigError, UserError
 from vilmedic_ssl.executors.sweep_settings import SweepSettings
 from vilmedic_ssl.executors.sweep_space import examples, words_of
-from vilmedic_ssl.experiment.settings import Experiment, check, typed
+from vilmedic_ssl.experiment.settings import Experiment, check, read_config, settled, typed
 
 NAMES = {"train": "sweep", "lr_range": "lr_range", "resources": "resources"}  # of the table
 TABLE = (".csv", ".json", ".png")
@@ -60,10 +60,9 @@ class Plan:
             ConfigError: it does not take them; the file is not what it was when the sweep began.
         """
         words = with_space(self.overrides)
-        if key_of(yaml_config.load(self.path, words)) != self.key:
+        if key_of(settled(read_config(self.path, words))) != self.key:
             raise ConfigError(f"{self.path} was changed while the sweep ran; restore it")
-        loaded = yaml_config.load(self.path, [*words, *words_of(parameters), "sweep=null"])
-        return check(loaded)
+        return check(read_config(self.path, [*words, *words_of(parameters), "sweep=null"]))
 
     def command(self, parameters: Mapping[str, Any]) -> str:
         """The line that trains with these parameters, outside the sweep."""
@@ -135,7 +134,7 @@ def plan_of(path: str, overrides: Sequence[str]) -> Plan:
     Raises:
         ConfigError: whatever is wrong, before the first trial.
     """
-    loaded = yaml_config.load(path, with_space(overrides))
+    loaded = settled(read_config(path, with_space(overrides)))
     experiment = typed(check(loaded))
     if experiment.sweep is None:
         raise ConfigError(

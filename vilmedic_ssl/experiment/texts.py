@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from vilmedic_ssl import console
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from vilmedic_ssl.data.texts import Texts, TextSettings
 
 FLIP = "HorizontalFlip"
+FEW, MANY = 0.02, 0.2  # shares of silent reports, of unknown tokens, from which one is warned
 MIRROR = {"seq": "dataset.seq.mirror", "text": "dataset.text.mirror"}
 
 
@@ -54,7 +54,7 @@ def _warn_of_another_reading(now: TextSettings, then: TextSettings) -> None:
     for name in names:
         asked, known = getattr(now, name), getattr(then, name)
         if asked != known and (name != "sections" or list(asked) != list(known)):
-            _tell(
+            console.warn_once(
                 f"reports are read with {name} {asked} here and were with {known} in training; the "
                 "config beside the checkpoint has what it was trained with"
             )
@@ -67,7 +67,13 @@ def take_text(node: dict[str, Any], content: Mapping[str, Any], texts: Texts | N
     if "encoder" not in node["model"]:
         _settle(node["model"], texts, [])
         return
-    node["model"]["encoder"]["config"] = content["config"]["model"]["encoder"]["config"]
+    then = content["config"]["model"].get("encoder")
+    if not isinstance(then, Mapping) or not isinstance(then.get("config"), Mapping):
+        raise UserError(
+            "this checkpoint does not hold the architecture of its text encoder "
+            "(model.encoder.config); take one that training wrote"
+        )
+    node["model"]["encoder"]["config"] = dict(then["config"])
     _limit(texts, node["model"]["encoder"]["config"])
 
 
@@ -124,10 +130,10 @@ def _settle(model: dict[str, Any], texts: Texts, said: Sequence[str]) -> None:
 
 def _limit(texts: Texts, config: Mapping[str, Any]) -> None:
     """No text longer than the encoder has positions for."""
-    from transformers import AutoConfig
+    from vilmedic_ssl.nets.architecture import text_config
 
-    kind = config["model_type"]
-    made = AutoConfig.for_model(**{k: v for k, v in config.items() if k != "dtype"})
+    made = text_config(config)
+    kind = made.model_type
     positions = getattr(made, "max_position_embeddings", None)
     if positions is None:
         return
@@ -160,7 +166,7 @@ def spoken(dataset: MedicalDataset, model: str, *, train: bool) -> MedicalDatase
     if len(rows) == len(dataset):
         return dataset
     if not rows and not train:
-        _tell(
+        console.warn_once(
             f"{dataset.split}: no image has a report; only what images and labels score says "
             "anything"
         )
@@ -170,17 +176,11 @@ def spoken(dataset: MedicalDataset, model: str, *, train: bool) -> MedicalDatase
             f"split {dataset.split!r}: no report has anything left to read; look at processing and "
             "sections of the text settings"
         )
-    _tell(
+    console.warn_once(
         f"{dataset.split}: {len(dataset) - len(rows):,} of {len(dataset):,} images have no report "
         "to read (blank, or without the sections asked for) and are left out"
     )
     return Part(dataset, rows)
-
-
-@cache
-def _tell(text: str) -> None:
-    """Once: a split is built several times in a run."""
-    console.warn(text)
 
 
 def settle_flips(node: dict[str, Any]) -> None:
@@ -217,6 +217,39 @@ def settle_flips(node: dict[str, Any]) -> None:
                 f"{key}: {named} without its horizontal flip, because reports name sides; "
                 f"{MIRROR[block]}=0.5 mirrors image and text together"
             )
+
+
+def refuse_unread(dataset: MedicalDataset, most: int = 2000) -> None:
+    """Reports of which the tokenizer knows nothing teach nothing.
+
+    Args:
+        most: evenly spaced reports that are looked at.
+
+    Raises:
+        UserError: no report has a token that the tokenizer knows.
+    """
+    said = [text for text in dataset.said or [] if text]
+    if dataset.texts is None or dataset.texts.tokenizer is None or not said:
+        return
+    said = said[:: -(-len(said) // most)]
+    counts = dataset.texts.known_tokens(said)
+    silent = sum(not known for known, _ in counts)
+    unknown = 1 - sum(known for known, _ in counts) / max(1, sum(n for _, n in counts))
+    remedy = (
+        "leave tokenizer out to have one trained on the training reports, or take one for their "
+        "language and spelling"
+    )
+    if silent == len(said):
+        raise UserError(
+            f"split {dataset.split!r}: the tokenizer knows no token of any report (empty or "
+            f"unknown, for example {said[0][:40]!r}), so there is nothing to read; {remedy}"
+        )
+    if silent > FEW * len(said) or unknown > MANY:
+        console.warn(
+            f"{dataset.split}: {silent:,} of {len(said):,} reports that were looked at have no "
+            f"token that the tokenizer knows, and it does not know {unknown:.0%} of all tokens; "
+            f"{remedy}"
+        )
 
 
 def tell_floor(train: MedicalDataset, batch_size: int, loss: Any, draws: int = 20) -> None:

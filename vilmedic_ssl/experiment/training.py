@@ -21,6 +21,7 @@ from vilmedic_ssl.experiment.settings import Experiment, check, model_of, refuse
 from vilmedic_ssl.experiment.teacher import Teacher, pin_teacher
 from vilmedic_ssl.experiment.texts import (
     pin_text,
+    refuse_unread,
     settle_flips,
     take_text,
     tell_floor,
@@ -31,6 +32,7 @@ from vilmedic_ssl.schema import plain
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from torch import Tensor
 
     from vilmedic_ssl.data.datasets.base import MedicalDataset
@@ -38,34 +40,28 @@ if TYPE_CHECKING:
     from vilmedic_ssl.data.texts import Texts
     from vilmedic_ssl.executors.dalle_files import VAEFile
     from vilmedic_ssl.executors.init_weights import Start
+    from vilmedic_ssl.executors.run import Run
     from vilmedic_ssl.models.base import PretrainingModel
 
     Origin = Start | Teacher | VAEFile
 
 
-def train(config: Mapping[str, Any], *, audit: bool = True) -> Path:
+def train(config: Mapping[str, Any], *, audit: bool = True, rehearse: bool = False) -> Path:
     """Train what a config describes, from scratch or from its `ckpt`; returns the run folder. A
     config with a `flow` has all its stages trained and compared.
 
     Args:
         audit: false = the caller has audited this data.
+        rehearse: true = do all but the steps, and save the weights that they would begin with.
 
     Raises:
-        UserError: wrong config, data or checkpoint.
+        UserError: wrong config, data or checkpoint; another process is at work on the run.
         Leak: the audit found one that is not allowed.
         Diverged: the loss stopped being finite.
         Interrupted: a signal arrived; a checkpoint was written.
     """
     from vilmedic_ssl import dist
-    from vilmedic_ssl.data.advice import advise_on
-    from vilmedic_ssl.data.tokenizers import as_data
-    from vilmedic_ssl.executors import checkpoint
-    from vilmedic_ssl.executors.monitors import check_metrics, check_pairs, check_scores
-    from vilmedic_ssl.executors.reconstructions import Gallery
     from vilmedic_ssl.executors.run import Run
-    from vilmedic_ssl.executors.trainor import Trainor
-    from vilmedic_ssl.executors.validator import Validator
-    from vilmedic_ssl.nets.freezing import describe
 
     if "flow" in config:
         from vilmedic_ssl.experiment.flow import run_flow
@@ -74,20 +70,56 @@ def train(config: Mapping[str, Any], *, audit: bool = True) -> Path:
     node = check(plain(config))
     experiment = typed(node)
     refuse_sweep(experiment)
-    settings = experiment.trainor
-    if settings is None:
+    if experiment.trainor is None:
         raise ConfigError("trainor: this section is required for training")
-    metrics = experiment.validator.metrics or []
-    lower = check_metrics(metrics, settings.early_stop_metric)
     device = dist.choose_device(experiment.device)
     dist.start(device)
-    run = Run(experiment.folder, experiment.seed)
+    run = Run(experiment.folder, _seed(experiment))
+    with run.owned("trained"):
+        experiment = replace(experiment, seed=run.seed)
+        return _train(experiment, node, run, device, audit=audit, rehearse=rehearse)
+
+
+def _seed(experiment: Experiment) -> int:
+    """The seed of a config, or of the file that it resumes from."""
+    from vilmedic_ssl.executors import checkpoint
+
+    if experiment.ckpt in (None, "last", "best"):
+        return experiment.seed
+    seed: int = checkpoint.read_run(checkpoint.find(experiment.folder, experiment.ckpt))["seed"]
+    return seed
+
+
+def _train(
+    experiment: Experiment,
+    node: dict[str, Any],
+    run: Run,
+    device: torch.device,
+    *,
+    audit: bool,
+    rehearse: bool,
+) -> Path:
+    """`train`, in a run folder that nobody else writes."""
+    from vilmedic_ssl import dist
+    from vilmedic_ssl.data.advice import advise_on
+    from vilmedic_ssl.data.tokenizers import as_data
+    from vilmedic_ssl.executors import checkpoint
+    from vilmedic_ssl.executors.monitors import check_metrics, check_pairs, check_scores
+    from vilmedic_ssl.executors.reconstructions import Gallery
+    from vilmedic_ssl.executors.trainor import Trainor
+    from vilmedic_ssl.executors.validator import Validator
+    from vilmedic_ssl.nets.freezing import describe
+
+    settings = experiment.trainor
+    assert settings is not None
+    metrics = experiment.validator.metrics or []
+    lower = check_metrics(metrics, settings.early_stop_metric)
     content, old = None, []
     if experiment.ckpt:
         source = checkpoint.find(run.folder, experiment.ckpt, run.seed)
         content = checkpoint.read_run(source)
-        run = Run(run.folder, content["seed"])
-        experiment = replace(experiment, seed=run.seed)
+        if source.resolve().parent != run.folder.resolve():  # this run begins here
+            old = _old_files(run, experiment.overwrite)
     else:
         drawn = run.folder.glob(f"reconstructions/*_{run.seed}.png")
         old = [*_old_files(run, experiment.overwrite), run.init_file, *drawn]
@@ -127,6 +159,7 @@ def train(config: Mapping[str, Any], *, audit: bool = True) -> Path:
         model.refuse_images(train_set[0]["images"])
     for sentence in advise_on(train_set):
         console.warn(sentence)
+    refuse_unread(train_set)
     if texts is not None and hasattr(model, "loss"):
         tell_floor(train_set, settings.images_per_step, model.loss)
     train_loader, scored = _loaders(
@@ -145,7 +178,6 @@ def train(config: Mapping[str, Any], *, audit: bool = True) -> Path:
     if number := experiment.validator.reconstructions:
         shown = scored[experiment.validator.splits[0]].dataset
         gallery = Gallery(model, shown, number, run.folder, run.seed)
-    dist.on_main(run.create)
     kept = {**node, "ckpt": None, "overwrite": False, "seed": run.seed}
     trainor = Trainor(
         run,
@@ -172,15 +204,26 @@ def train(config: Mapping[str, Any], *, audit: bool = True) -> Path:
         console.say(
             f"resumed from {source}: epoch {at.epoch}, step {at.step} of {trainor.total_steps}"
         )
-        if at.step >= trainor.total_steps:
-            console.say("already finished; raise trainor.epochs or max_steps to go on")
+        if over := trainor.over():  # what lies there is that of the steps that were made
+            console.say(f"already finished: {over} to go on; nothing was written")
+            return run.folder
     dist.on_main(lambda: checkpoint.remove(old))
     if start is not None:
         dist.on_main(lambda: start.write(run.init_file))
     run.save_config(kept)
+    if rehearse:
+        trainor.save()
+        return run.folder
     trainor.fit()
     dist.gather_objects(None)  # none leaves while another still talks to it
-    console.say(f"done: {run.folder}; score it with vilmedic-ssl ensemble {run.config_file}")
+    command = f"vilmedic-ssl ensemble {run.config_file}"
+    if checkpoint.best_files(run.folder, run.seed):
+        console.say(f"done: {run.folder}; score it with {command}")
+    else:
+        console.say(
+            f"done: {run.folder}, without a best checkpoint, since no evaluation gave a "
+            f"{settings.early_stop_metric}; score the last one with {command} ckpt=last"
+        )
     return run.folder
 
 
@@ -256,7 +299,7 @@ def _steered_by_labels(experiment: Experiment) -> bool:
     return read or name == "probe"
 
 
-def _old_files(run: Any, overwrite: bool) -> list[Path]:
+def _old_files(run: Run, overwrite: bool) -> list[Path]:
     """The checkpoints of an earlier training that this one replaces, once it can start.
 
     Raises:
@@ -301,7 +344,7 @@ def _classes(dataset: MedicalDataset) -> np.ndarray:
 def _loaders(
     experiment: Experiment,
     node: dict[str, Any],
-    run: Any,
+    run: Run,
     train_set: MedicalDataset,
     texts: Texts | None,
     *,
@@ -355,5 +398,6 @@ def _loaders(
     scored = {}
     for split in dict.fromkeys(experiment.validator.splits):
         dataset = dataset_of(experiment, node, split, augment=True, texts=texts, scored=True)
+        refuse_unread(dataset)
         scored[split] = loader(dataset, size, training=False)
     return train_loader, scored

@@ -28,11 +28,12 @@ from vilmedic_ssl.metrics.health import (
     effective_rank,
     feature_std,
     knn_purity,
+    knn_purity_chance,
     modality_gap,
     silhouette,
     uniformity,
 )
-from vilmedic_ssl.metrics.knn import knn, knn_scores
+from vilmedic_ssl.metrics.knn import knn, knn_accuracy, knn_defined, knn_scores
 from vilmedic_ssl.metrics.linear_head import linear_head
 from vilmedic_ssl.metrics.probe import LinearProbe, fit_probe, linear_probe
 from vilmedic_ssl.metrics.ranking import auprc, auroc, columns, macro, one_hot
@@ -69,7 +70,10 @@ __all__ = [
     "fit_temperature",
     "grounding_cnr",
     "knn",
+    "knn_accuracy",
+    "knn_defined",
     "knn_purity",
+    "knn_purity_chance",
     "knn_scores",
     "labelled",
     "linear_head",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from vilmedic_ssl.data.patients import is_missing
 from vilmedic_ssl.errors import UserError
 
 
@@ -62,6 +64,17 @@ def labelled(y: Any) -> np.ndarray:
         return np.ones(len(array), dtype=bool)
     known = np.asarray(array >= 0)
     return known if array.ndim == 1 else np.asarray(known.any(axis=1))
+
+
+def group_numbers(groups: Sequence[Any] | np.ndarray | None, *, rows: int) -> np.ndarray:
+    """(N,) int64: equal numbers for rows of one group (patient); a row whose group is missing is a
+    group of its own, as all are for None.
+    """
+    if groups is None:
+        return np.arange(rows)
+    names = [("", i) if is_missing(g) else (str(g), 0) for i, g in enumerate(groups)]
+    numbers = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    return np.array([numbers[name] for name in names], dtype=np.int64)
 
 
 def unit_rows(x_ND: np.ndarray) -> np.ndarray:

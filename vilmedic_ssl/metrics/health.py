@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from vilmedic_ssl.metrics.arrays import as_features, unit_rows
-from vilmedic_ssl.metrics.knn import neighbours
+from vilmedic_ssl.metrics.arrays import as_features, group_numbers, unit_rows
+from vilmedic_ssl.metrics.knn import neighbours, same_group
 
 MOST = 2000  # rows compared with each other; more would cost memory and change no decision
 
@@ -80,25 +80,45 @@ def silhouette(x: Any, y: Sequence[Any] | np.ndarray) -> float:
 
 
 def knn_purity(
-    x: Any, y: Sequence[Any] | np.ndarray, *, k: int = 10, groups: Sequence[Any] | None = None
+    x: Any,
+    y: Sequence[Any] | np.ndarray,
+    *,
+    k: int = 10,
+    groups: Sequence[Any] | np.ndarray | None = None,
 ) -> float:
     """Mean share of a row's k nearest others (cosine) that carry its class; nan when no row has
     another.
 
-    Rows of the same group (patient) do not count as others: being close to oneself is no merit.
-    Its chance level is the sum of squared class shares. At most 2000 evenly spaced rows are asked.
+    Rows of the same group (patient) do not count as others: being close to oneself is no merit. A
+    row without group (blank) is one by itself. Its chance level is `knn_purity_chance`. At most
+    2000 evenly spaced rows are asked.
     """
     x_ND, y_N = as_features(x, "x"), np.asarray(y)
-    _, group_N = np.unique(np.arange(len(x_ND)) if groups is None else groups, return_inverse=True)
+    group_N = group_numbers(groups, rows=len(x_ND))
     asked = _thin(np.arange(len(x_ND)))
-    near_MK, cos_MK = neighbours(
-        x_ND[asked], x_ND, k=k, query_groups=group_N[asked], bank_groups=group_N
-    )
+    barred = same_group(group_N[asked], group_N)
+    near_MK, cos_MK = neighbours(x_ND[asked], x_ND, k=k, barred=barred)
     other_MK = np.isfinite(cos_MK)
     same_MK = (y_N[near_MK] == y_N[asked, None]) & other_MK
     has_M = other_MK.any(axis=1)
     share = same_MK[has_M].sum(axis=1) / other_MK[has_M].sum(axis=1)
     return float(share.mean()) if has_M.any() else float("nan")
+
+
+def knn_purity_chance(
+    y: Sequence[Any] | np.ndarray, *, groups: Sequence[Any] | np.ndarray | None = None
+) -> float:
+    """What `knn_purity` is for features without information: the mean over the same rows of the
+    share of others that carry the row's class; nan when no row has another.
+    """
+    y_N, group_N = np.asarray(y), group_numbers(groups, rows=len(y))
+    _, class_N = np.unique(y_N, return_inverse=True)
+    cell_N = group_N * (class_N.max() + 1) + class_N
+    asked = _thin(np.arange(len(y_N)))
+    other_M = len(y_N) - np.bincount(group_N)[group_N[asked]]
+    same_M = np.bincount(class_N)[class_N[asked]] - np.bincount(cell_N)[cell_N[asked]]
+    has_M = other_M > 0
+    return float((same_M[has_M] / other_M[has_M]).mean()) if has_M.any() else float("nan")
 
 
 def _thin(rows: np.ndarray) -> np.ndarray:

@@ -11,7 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vilmedic_ssl.errors import ConfigError, Unobtainable
+from vilmedic_ssl import console
+from vilmedic_ssl.errors import ConfigError
+from vilmedic_ssl.nets import text_weights
+from vilmedic_ssl.nets.architecture import text_config
 
 Pool = Literal["pooler", "first", "mean", "max"]
 SIZES = (
@@ -44,8 +47,10 @@ class TextEncoder(nn.Module):
             looked at for weights alone.
 
     Raises:
-        ConfigError: no such layer, or no pooling layer where it is asked for.
+        ConfigError: no such layer, or no pooling layer where it is asked for; a network that is no
+            text encoder.
         Unobtainable: `proto` cannot be had.
+        UserError: the weights of `proto` are not those of the encoder.
     """
 
     def __init__(
@@ -70,7 +75,8 @@ class TextEncoder(nn.Module):
         super().__init__()
         given = {name: value for name, value in locals().items() if name in SIZES}
         config = config or architecture({"proto": proto, **given})
-        self.net: Any = _create(config, proto if pretrained else None)
+        net, self.fresh_pooler = _create(config, proto if pretrained else None)
+        self.net: Any = net
         self.pool, self.last_n_layers, self.freeze = pool, last_n_layers, freeze
         made: Any = self.net.config
         self.out_dim: int = made.hidden_size
@@ -99,6 +105,11 @@ class TextEncoder(nn.Module):
             )
         if layer is not None and self.pool != "pooler":
             self.net.pooler = None
+        elif self.fresh_pooler:
+            console.warn(
+                "model.encoder.pool: the pooling layer is not among the weights of "
+                "model.encoder.proto and starts afresh; model.encoder.pool=mean needs none"
+            )
         return self
 
     def _first(self, layers: int | None) -> list[nn.Module]:
@@ -168,9 +179,15 @@ def architecture(node: Mapping[str, Any], vocab_size: int | None = None) -> dict
         return dict(node["config"])
     if node.get("proto"):
         try:
-            return AutoConfig.from_pretrained(node["proto"]).to_diff_dict()
+            found = AutoConfig.from_pretrained(node["proto"], trust_remote_code=False)
         except (OSError, ValueError) as error:
-            raise _unobtainable(node["proto"]) from error
+            raise text_weights.unobtainable(node["proto"]) from error
+        except Exception as error:  # what a config.json may hold breaks it in any way
+            raise ConfigError(
+                f"model.encoder.proto: the config.json of {node['proto']} cannot be read "
+                f"({' '.join(str(error).split())[:200]}); name the folder of a text encoder"
+            ) from error
+        return text_config(found.to_diff_dict()).to_diff_dict()
     sizes = {name: node[name] for name in SIZES if node.get(name) is not None}
     sizes.setdefault("vocab_size", vocab_size or BertConfig().vocab_size)
     sizes.setdefault("intermediate_size", 4 * sizes["hidden_size"])
@@ -182,25 +199,14 @@ def architecture(node: Mapping[str, Any], vocab_size: int | None = None) -> dict
     return {"model_type": "bert", **BertConfig(**sizes).to_diff_dict(), **sizes}
 
 
-def _create(config: dict[str, Any], weights: str | None) -> nn.Module:
-    from transformers import AutoConfig, AutoModel
+def _create(config: dict[str, Any], weights: str | None) -> tuple[nn.Module, bool]:
+    """(the encoder, whether its pooling layer is fresh although weights were loaded)."""
+    from transformers import AutoModel
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    keys = {k: v for k, v in config.items() if k not in ("transformers_version", "dtype")}
-    made = AutoConfig.for_model(**keys)
-    if weights is None:
-        return AutoModel.from_config(made)
-    try:
-        return AutoModel.from_pretrained(weights, config=made, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise _unobtainable(weights) from error
-
-
-def _unobtainable(proto: str) -> Unobtainable:
-    return Unobtainable(
-        f"model.encoder.proto: {proto!r} is no transformers folder and cannot be fetched here; "
-        "write the path of one (`python data/download.py minilm` makes data/minilm), or null for "
-        "a new encoder"
-    )
+    made = text_config(config)
+    if weights is not None:
+        return text_weights.load(made, weights)
+    return AutoModel.from_config(made, trust_remote_code=False), False

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from vilmedic_ssl.errors import ConfigError, Unobtainable, UserError
+from vilmedic_ssl.nets.architecture import refuse_options
 from vilmedic_ssl.nets.resnet import Stem, changes, rebuild
 from vilmedic_ssl.registry import proto
 
+NAME = re.compile(r"\w+(\.\w+)?")  # of a network and its weights; no folder, no repository
 POOLED, UNPOOLED, WHOLE = "avgpool", "features", "classifier"
 
 
@@ -37,7 +40,8 @@ class VisualEncoder(nn.Module):
         selective_kernels: SimCLRv2's selective kernels (ratio 1/16) in the blocks of resnet50,
             resnet101 or resnet152, whose shortcuts and stem become those of `deep`, unless stem is
             small or cifar.
-        options: further arguments of timm.create_model, for example {img_size: 64, patch_size: 8};
+        options: further arguments of the timm network, for example {img_size: 64, patch_size: 8}:
+            numbers, true or false, short words and lists of these that describe the architecture;
             those that are null are left out.
 
     Raises:
@@ -225,11 +229,12 @@ def as_map(x: Tensor, net: Any, size: tuple[int, int]) -> Tensor:
 def _create(backbone: str, pretrained: bool, options: dict[str, Any], **given: Any) -> nn.Module:
     import timm
 
-    if not timm.is_model(backbone):
+    if not NAME.fullmatch(backbone) or not timm.is_model(backbone):
         near = timm.list_models(f"{backbone[:6]}*")[:5]
         raise ConfigError(
             f"cnn.backbone: timm has no {backbone!r}; for example {', '.join(near or ['resnet50'])}"
         )
+    refuse_options(options)
     options = {name: value for name, value in options.items() if value is not None}
     try:
         return timm.create_model(backbone, pretrained=pretrained, **given, **options)
@@ -240,7 +245,12 @@ def _create(backbone: str, pretrained: bool, options: dict[str, Any], **given: A
         ) from error
     except Exception as error:  # networks refuse nonsense in all kinds of ways
         if not pretrained and not options:
-            raise
+            if "." not in backbone:
+                raise
+            raise ConfigError(
+                f"cnn.backbone: timm cannot make {backbone!r} ({error}); leave out what stands "
+                "behind the dot"
+            ) from error
         if not pretrained:
             raise ConfigError(
                 f"cnn.options: {backbone} cannot be made with {options} ({type(error).__name__}: "

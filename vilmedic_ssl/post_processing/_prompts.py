@@ -43,7 +43,7 @@ def read_prompts(source: str | Mapping[str, Any], plugin: str) -> Prompts:
     """
     if isinstance(source, str):
         path = config.find_file(source)
-        node, where = config.read_yaml(path), str(path)
+        node, where = config.read_texts(path), str(path)
     else:
         node, where = dict(source), f"{plugin}.prompts"
     _refuse_unknown(node, KEYS, where)

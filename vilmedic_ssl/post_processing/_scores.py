@@ -11,6 +11,7 @@ import numpy as np
 from vilmedic_ssl import metrics
 from vilmedic_ssl.console import warn
 from vilmedic_ssl.errors import UserError
+from vilmedic_ssl.metrics.probe import FALLBACK
 from vilmedic_ssl.post_processing._shared import (
     Features,
     Source,
@@ -47,7 +48,7 @@ def scores_of(
     part, judge = features.get(split), judge_of(features, split, by)
     if judge == "classifier":
         return own_scores(part, "scores_of")
-    score_NC = judged(features, judge, key)(rows_of(part, key))
+    score_NC = judged(features, judge, key)(rows_of(part, key), groups_of(part))
     return widen(score_NC, len(features.get("train").label_names))
 
 
@@ -71,8 +72,11 @@ def own_scores(part: SplitFeatures, plugin: str) -> np.ndarray:
     return cast(np.ndarray, score_NC)
 
 
-def judged(features: Features, judge: Judge, key: str) -> Callable[[np.ndarray], np.ndarray]:
-    """(M, D) features -> (M, C) scores of a judge fitted on train.
+def judged(
+    features: Features, judge: Judge, key: str
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """(M, D) features and M patients, as of `groups_of`, -> (M, C) scores of a judge fitted on
+    train.
 
     Raises:
         UserError: there is no such split.
@@ -82,14 +86,34 @@ def judged(features: Features, judge: Judge, key: str) -> Callable[[np.ndarray],
             f"{judge}: the data has no train split to fit on; add one, or take out what needs it"
         )
     if judge == "linear_probe":
-        return probe_of(features, "model", key)
-    bank_x, bank_y = labelled_rows(features.get("train"), key, judge)
-    return lambda rows: metrics.knn_scores(bank_x, bank_y, rows)
+        return lambda rows, _: probe_of(features, "model", key)(rows)
+    return lambda rows, groups: voted(features.get("train"), key, rows, groups)
+
+
+def voted(
+    train: SplitFeatures, key: str, rows: np.ndarray, groups: np.ndarray, **keys: Any
+) -> np.ndarray:
+    """(M, C) scores of the nearest labelled images of train that are of other patients.
+
+    Args:
+        rows, groups: features (M, D) and patients, as of `groups_of`, of what is scored.
+        keys: of `metrics.knn_scores`.
+    """
+    x, y = labelled_rows(train, key, "knn")
+    known = metrics.labelled(train.labels)
+    names = groups_of(train)[known]
+    return metrics.knn_scores(x, y, rows, train_groups=names, test_groups=groups, **keys)
+
+
+def groups_of(part: SplitFeatures) -> np.ndarray:
+    """(N,) text: the patient of each image, or where it is unknown a name of the image's own, the
+    same one in every split that holds the image.
+    """
+    return np.array(part.patients or part.ids, dtype=str)
 
 
 def probe_of(features: Features, source: Source, key: str) -> metrics.LinearProbe:
-    """L2 logistic regression on train, its strength chosen on validate, fitted once per source and
-    key. Without labels in validate, the strength is chosen on a fifth of train's patients.
+    """L2 logistic regression on train, fitted once per source and key as `probe_on` says.
 
     Raises:
         UserError: no labels in train, or no such key.
@@ -108,15 +132,56 @@ def memory_of(features: Features) -> dict[str, Any]:
 def _fitted(features: Features, source: Source, key: str) -> metrics.LinearProbe:
     train = features.get("train", source)
     x, y = labelled_rows(train, key, "linear_probe")
-    if features.has("validate"):
-        val = features.get("validate", source)
-        if val.labels is not None and metrics.labelled(val.labels).any():
-            return metrics.fit_probe(x, y, *labelled_rows(val, key, "linear_probe"))
-    if source == "model":
-        warn("linear_probe: no validate split, so C is chosen on a fifth of train's patients")
-    names = np.array(train.ids if train.patients is None else train.patients)
-    held = held_out(names[metrics.labelled(train.labels)], seed=features.seed)
-    return metrics.fit_probe(x[~held], y[~held], x[held], y[held])
+    known = metrics.labelled(train.labels)
+    patients = train.patients and [p for p, k in zip(train.patients, known, strict=True) if k]
+    validate = features.get("validate", source) if features.has("validate") else None
+    return probe_on(x, y, patients, validate, key, train.label_names, tell=source == "model")
+
+
+def probe_on(
+    x: np.ndarray,
+    y: np.ndarray,
+    patients: Sequence[str] | None,
+    validate: SplitFeatures | None,
+    key: str,
+    names: Sequence[str],
+    *,
+    tell: bool = True,
+) -> metrics.LinearProbe:
+    """A linear probe on labelled rows of train, its strength chosen on validate, or where that
+    cannot choose, by cross-validation over train's patients (see `metrics.linear_probe`).
+
+    Args:
+        x, y, patients: features (N, D), labels and patients of train.
+        names: of the classes or findings.
+        tell: warn where validate does not choose.
+    """
+    val_x, val_y = x[:0], y[:0]
+    if validate is not None and validate.labels is not None:
+        known = metrics.labelled(validate.labels)
+        val_x, val_y = rows_of(validate, key)[known], validate.labels[known]
+    probe = metrics.fit_probe(x, y, val_x, val_y, groups=patients)
+    for by in ("cross-validation", "default") if tell else ():
+        where = [i for i, choice in enumerate(probe.choices) if choice.by == by]
+        if where:
+            _tell_choice(probe, by, where, names)
+    return probe
+
+
+def _tell_choice(
+    probe: metrics.LinearProbe, by: str, where: Sequence[int], names: Sequence[str]
+) -> None:
+    """Say that validate does not choose C, for which findings, and who does."""
+    instead = "C is chosen by cross-validation over train's patients"
+    if by == "default":
+        instead = f"C is {FALLBACK:g}: train has no two classes with two patients to choose it by"
+    reasons = list(dict.fromkeys(probe.choices[i].because for i in where))
+    whom = ""
+    if probe.findings and len(where) < len(names):
+        shown = ", ".join(str(names[i]) for i in where[:5]) + ", ..." * (len(where) > 5)
+        whom = f" for {len(where)} of {len(names)} findings ({shown})"
+    why = reasons[0] if len(reasons) == 1 else "lacks a class of train, or images"
+    warn(f"linear_probe: validate {why}, so{whom} {instead}")
 
 
 def labelled_rows(part: SplitFeatures, key: str, plugin: str) -> tuple[np.ndarray, np.ndarray]:
@@ -131,22 +196,6 @@ def labelled_rows(part: SplitFeatures, key: str, plugin: str) -> tuple[np.ndarra
         raise UserError(f"{plugin}: no image of {part.name} is labelled; nothing can be fitted")
     rows = rows_of(part, key)
     return (rows, y) if known.all() else (rows[known], y[known])
-
-
-def held_out(patients: Sequence[str], *, seed: int, fraction: float = 0.2) -> np.ndarray:
-    """(N,) bool: the rows of a random `fraction` of the patients, (N,) names, at least one.
-
-    Raises:
-        UserError: there is a single patient, so nothing would be left to fit on.
-    """
-    names, of_N = np.unique(patients, return_inverse=True)
-    if len(names) < 2:
-        raise UserError(
-            "linear_probe: train holds a single patient; add patients or a validate split"
-        )
-    count = max(1, round(fraction * len(names)))
-    chosen = np.random.default_rng(seed).permutation(len(names))[:count]
-    return np.isin(of_N, chosen)
 
 
 def widen(score_MC: np.ndarray, classes: int) -> np.ndarray:

@@ -24,14 +24,15 @@ def compare_runs(features: Features, out: Path, *, runs: list[str]) -> Iterator[
     """
     from vilmedic_ssl.executors.compare import groups_of, rows_of
     from vilmedic_ssl.executors.compare_view import plot_curves
-    from vilmedic_ssl.executors.sweep_table import as_csv, as_json, write_whole
+    from vilmedic_ssl.executors.sweep_table import as_csv, as_json
+    from vilmedic_ssl.files import write_text
 
     if not runs:
         raise UserError("runs: name one run folder at least")
     groups = groups_of(runs)
     rows, folder = rows_of(groups), out / f"compare_runs_{features.tag}"
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(as_csv(rows), folder / "compare.csv")
-    write_whole(as_json({"format": 1, "rows": rows}), folder / "compare.json")
+    write_text(folder / "compare.csv", as_csv(rows))
+    write_text(folder / "compare.json", as_json({"format": 1, "rows": rows}))
     if plot_curves(groups, folder / "compare.png"):
         yield f"Validation scores of {len(groups)} settings", folder / "compare.png"

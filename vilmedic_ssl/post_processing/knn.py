@@ -8,9 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from vilmedic_ssl import metrics
-from vilmedic_ssl.post_processing._compare import compare
-from vilmedic_ssl.post_processing._scores import labelled_rows
+from vilmedic_ssl.post_processing._compare import compare, scored_splits
+from vilmedic_ssl.post_processing._scores import groups_of, voted
 from vilmedic_ssl.post_processing._shared import Features, Source, Value
 from vilmedic_ssl.registry import proto
 
@@ -26,8 +25,8 @@ def knn(
     references: tuple[Literal["random_init", "pixels"], ...] = ("random_init", "pixels"),
     draws: int = 1000,
 ) -> Iterator[tuple[str, Value]]:
-    """The k nearest training images by cosine vote with weight exp(cosine / tau); nothing is
-    trained or chosen.
+    """The k nearest training images of other patients by cosine vote with weight exp(cosine / tau);
+    nothing is trained or chosen.
 
     Args:
         key: the model's features to judge: encoder (before the projection) or visual (after it).
@@ -44,8 +43,10 @@ def knn(
         above 0.
     """
 
+    splits = scored_splits(features, "knn")
+    groups = np.concatenate([groups_of(features.get(split)) for split in splits])
+
     def scorer(source: Source, name: str, rows: np.ndarray) -> np.ndarray:
-        bank_x, bank_y = labelled_rows(features.get("train", source), name, "knn")
-        return metrics.knn_scores(bank_x, bank_y, rows, k=k, tau=tau)
+        return voted(features.get("train", source), name, rows, groups, k=k, tau=tau)
 
     yield from compare(features, out, "knn", scorer, key=key, references=references, draws=draws)

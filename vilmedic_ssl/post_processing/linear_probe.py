@@ -26,10 +26,10 @@ def linear_probe(
     """L2 logistic regression on train, its strength chosen on validate, scored on the other splits
     asked for.
 
-    Images without a label (class -1, or no finding known) take no part. Without a validate split
-    the strength is chosen on a fifth of train's patients. Scores on
-    validate are slightly flattering (they chose the strength): they are for choosing models, test
-    is for reporting.
+    Images without a label (class -1, or no finding known) take no part. Where validate lacks a
+    class of train, has fewer than 10 labelled images, or is not there, the strength is chosen by
+    cross-validation over train's patients, which is said. Scores on validate are slightly
+    flattering (they chose the strength): they are for choosing models, test is for reporting.
 
     Args:
         key: the model's features to judge: encoder (before the projection) or visual (after it).

@@ -142,11 +142,10 @@ def judge(
     x_ND: np.ndarray, names_N: np.ndarray, patients: Sequence[str] | None
 ) -> dict[str, float]:
     """Silhouette, kNN purity and its chance level; what is undefined is left out."""
-    _, count_C = np.unique(names_N, return_counts=True)
     values = {
         "silhouette": metrics.silhouette(x_ND, names_N),
         "knn_purity": metrics.knn_purity(x_ND, names_N, groups=patients),
-        "knn_purity_chance": float(((count_C / count_C.sum()) ** 2).sum()),
+        "knn_purity_chance": metrics.knn_purity_chance(names_N, groups=patients),
     }
     return {name: value for name, value in values.items() if np.isfinite(value)}
 

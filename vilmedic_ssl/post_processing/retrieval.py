@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from vilmedic_ssl.console import warn
 from vilmedic_ssl.errors import UserError
@@ -14,6 +14,7 @@ from vilmedic_ssl.post_processing._pairs_by_class import by_class_table
 from vilmedic_ssl.post_processing._prompts import matched, read_prompts
 from vilmedic_ssl.post_processing._shared import Features, Value, labels_of
 from vilmedic_ssl.registry import proto
+from vilmedic_ssl.settle import AsText
 
 By = Literal["pairs", "classes", "files"]
 NAMES: dict[By, str] = {
@@ -35,7 +36,7 @@ def retrieval(
     *,
     by: By = "pairs",
     ks: list[int] | None = None,
-    prompts: str | dict[str, Any] | None = None,
+    prompts: str | Annotated[dict, AsText()] | None = None,
     files: str | None = None,
     root: str | None = None,
     references: tuple[Reference, ...] = ("random_init",),

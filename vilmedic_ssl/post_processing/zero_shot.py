@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 from vilmedic_ssl import metrics
 from vilmedic_ssl.console import warn
@@ -31,6 +31,7 @@ from vilmedic_ssl.post_processing._zero_shot_table import (
     write_prompts,
 )
 from vilmedic_ssl.registry import proto
+from vilmedic_ssl.settle import AsText
 
 TRANSDUCTIVE = (
     "zero_shot: protocol gloria is transductive: each class is standardised over the whole split, "
@@ -44,7 +45,7 @@ def zero_shot(
     features: Features,
     out: Path,
     *,
-    prompts: str | dict[str, Any],
+    prompts: str | Annotated[dict, AsText()],
     protocol: Protocol = "chexzero",
     labels_keep: list[str] | None = None,
     reduce: Reduce | None = None,

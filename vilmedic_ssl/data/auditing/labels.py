@@ -79,11 +79,35 @@ def _missing(having: Sequence[Part]) -> Iterator[Finding]:
             has = "has a" if name == "no split" else "has no"
             yield finding(
                 "class_missing",
-                f"{name} {has} sample of {counted(len(lacking), 'class')}: {named(lacking)}",
+                f"{name} {has} sample of {counted(len(lacking), 'class')}: {named(lacking)}; "
+                + _remedy(having, lacking),
                 splits=[part.name for part in having] if name == "no split" else [name],
                 examples=lacking,
                 count=len(lacking),
             )
+
+
+def _remedy(having: Sequence[Part], lacking: Sequence[str]) -> str:
+    """What brings classes into every split, by the number of their patients."""
+    counts = [len({who for part in having for who in _showing(part, name)}) for name in lacking]
+    told = named([f"{name} {count:,}" for name, count in zip(lacking, counts, strict=True)])
+    remedies = []
+    if max(counts) >= len(having):
+        remedies.append("`vilmedic-ssl split CONFIG --out splits.json` brings one into each split")
+    if min(counts) < len(having):
+        remedies.append(f"with fewer than {len(having)}, add some or leave the class out")
+    return f"patients with it in all: {told}; {'; '.join(remedies)}"
+
+
+def _showing(part: Part, name: str) -> list[str]:
+    """The patients, or rows where they are unknown, of a split with a class."""
+    labels = part.labels
+    assert labels is not None
+    if name not in part.label_names:
+        return []
+    i = part.label_names.index(name)
+    rows = np.flatnonzero(labels == i if labels.ndim == 1 else labels[:, i] == 1).tolist()
+    return [(part.patients or [""] * len(part))[row] or part.row(row) for row in rows]
 
 
 def _absent(part: Part) -> list[str]:

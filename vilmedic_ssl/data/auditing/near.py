@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +21,7 @@ from vilmedic_ssl.data.auditing.findings import LISTED, Finding, counted, findin
 from vilmedic_ssl.data.auditing.lookalikes import WAYS, hashes_apart, nearest, promising
 from vilmedic_ssl.data.auditing.pictures import Pictures
 from vilmedic_ssl.data.paths import cache_folder
+from vilmedic_ssl.files import atomic, remove_partials
 
 CERTAIN = 0.999  # correlation that alike films of different scenes do not reach
 LIKELY = 0.95  # below it a pair is never reported
@@ -88,14 +87,9 @@ def _remembered(a: Pictures, b: Pictures, distance: int) -> Pairs:
 def _write(path: Path, text: str) -> None:
     """All or nothing, readable by the user alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-        os.replace(scratch, path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
+    remove_partials(path.parent)
+    with atomic(path, mode=0o600) as file:
+        file.write(text.encode())
 
 
 def copies(a: Pictures, b: Pictures, *, distance: int) -> Pairs:

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from vilmedic_ssl.data.auditing.findings import Finding, finding
-from vilmedic_ssl.data.datasets.base import Unmatched
 from vilmedic_ssl.data.paths import safe_join
-from vilmedic_ssl.data.splits import is_missing
+from vilmedic_ssl.data.patients import Unknown, is_missing
 from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.registry import closest
 
@@ -106,7 +105,7 @@ def pairs(parts: Sequence[Part]) -> Iterator[tuple[Part, Part]]:
 def _known(names: Sequence[Any] | None) -> list[str] | None:
     """Ids as text, "" where they name nobody; None if all do."""
     found = [
-        "" if isinstance(name, Unmatched) or is_missing(name) else str(name).strip()
+        "" if isinstance(name, Unknown) or is_missing(name) else str(name).strip()
         for name in (() if names is None else names)
     ]
     return found if any(found) else None

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from torch.utils.data import default_collate
 
 from vilmedic_ssl.config import digest
 from vilmedic_ssl.data.images import Images
+from vilmedic_ssl.data.patients import Names, count_unknown
 from vilmedic_ssl.data.texts import Texts
 from vilmedic_ssl.errors import UserError
 
@@ -44,8 +43,10 @@ class MedicalDataset(torch.utils.data.Dataset[dict[str, Any]]):
         ids: one name per sample, unique within the split.
         labels: (N,) int64 classes, or (N, C) float32 in {0, 1, nan = unknown}; None without labels.
         label_names: class names, in label order.
-        patients: group of each sample for splits and intervals; None = unknown.
-        studies: visit of each sample; reports: its text; None = the data has none.
+        patients: group of each sample for splits and intervals, None = all are unknown; an
+            unknown one (blank, None or NaN when it is set) becomes an `Unknown`, unlike all others.
+        studies: visit of each sample, likewise.
+        reports: text of each sample; None = the data has none.
         projections: how each picture was taken, PA or LATERAL for example; None = unknown.
         said: the reports as a model reads them, "" for nothing; None = no model does.
         texts: what reads them.
@@ -55,8 +56,8 @@ class MedicalDataset(torch.utils.data.Dataset[dict[str, Any]]):
     ids: list[str]
     labels: np.ndarray | None = None
     label_names: list[str] = []
-    patients: list[str] | None = None
-    studies: list[str] | None = None
+    patients = Names("patient")
+    studies = Names("study")
     reports: list[str] | None = None
     projections: list[str] | None = None
     said: list[str] | None = None
@@ -147,6 +148,8 @@ class MedicalDataset(torch.utils.data.Dataset[dict[str, Any]]):
         card: dict[str, Any] = {"images": len(self), "hash": self.fingerprint()}
         if self.patients is not None:
             card["patients"] = len(set(self.patients))
+            if unknown := count_unknown(self.patients):
+                card["images without a patient"] = unknown
         if self.labels is not None and self.labels.ndim == 1:
             counts = Counter(self.labels.tolist())
             card["classes"] = {name: counts.get(i, 0) for i, name in enumerate(self.label_names)}
@@ -183,8 +186,8 @@ class ImageRecords(MedicalDataset):
             text, mirrored = self.texts.draw(text, seed)
         sample = {**self.files.sample(index, seed, mirrored=mirrored), "text": text}
         for name, values in (("study", self.studies), ("patient", self.patients)):
-            if values is not None and values[index]:
-                sample[name] = str(values[index])
+            if values is not None:
+                sample[name] = values[index]
         return sample
 
     def decoded(self, index: int) -> Tensor:
@@ -198,38 +201,3 @@ class ImageRecords(MedicalDataset):
 
     def content(self) -> Any:
         return [super().content(), self.files.sizes()]
-
-
-class Unmatched(str):
-    """A name that stands for its own patient, because the pattern does not match it."""
-
-
-def patients_of(names: Sequence[str], pattern: str | None) -> list[str] | None:
-    """The patient in each file name: the first group of a regular expression that took
-    part, or its whole match.
-
-    A name the pattern does not match is its own patient (`Unmatched`).
-
-    Raises:
-        UserError: invalid pattern, or one that matches no name at all.
-    """
-    if pattern is None:
-        return None
-    try:
-        expression = re.compile(pattern)
-    except re.error as error:
-        raise UserError(
-            f"dataset.patient_pattern: '{pattern}' is no regular expression ({error})"
-        ) from error
-    matches = [expression.search(name) for name in names]
-    if names and not any(matches):
-        raise UserError(
-            f"dataset.patient_pattern: '{pattern}' matches no file name, for example not "
-            f"{names[0]!r}"
-        )
-    return [
-        next((group for group in m.groups() if group is not None), m.group(0))
-        if m
-        else Unmatched(name)
-        for m, name in zip(matches, names, strict=True)
-    ]

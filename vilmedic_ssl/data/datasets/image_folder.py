@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from vilmedic_ssl.data.datasets.base import Context, ImageRecords, patients_of
+from vilmedic_ssl import console
+from vilmedic_ssl.data.automatic import automatic, of_folders
+from vilmedic_ssl.data.datasets.base import Context, ImageRecords
 from vilmedic_ssl.data.images import SUFFIXES, ImageFiles
-from vilmedic_ssl.data.splits import FRACTIONS, TEST, TRAIN, VALIDATE, assign
+from vilmedic_ssl.data.patients import patients_of, tell_apart
+from vilmedic_ssl.data.splits import FRACTIONS, TEST, TRAIN, VALIDATE
 from vilmedic_ssl.data.transforms import Transform
+from vilmedic_ssl.data.walk import Walk, walk
 from vilmedic_ssl.errors import MissingSplit, UserError
 from vilmedic_ssl.registry import closest, proto
 
@@ -21,13 +28,31 @@ SPELLINGS = {
 }
 
 
+@dataclass(frozen=True)
+class Found:
+    """An image below the root.
+
+    Attributes:
+        path: as it is read. label: its class folder, "" outside any.
+        first: where it was met first, if links lead to it on several ways; its division goes by it.
+        globs: those of `exclude` that match its path.
+    """
+
+    path: Path
+    label: str
+    first: Path
+    globs: tuple[str, ...] = ()
+
+
 @proto
 class ImageFolder(ImageRecords):
     """Images sorted into folders, for any modality, size, one or three channels.
 
     With a `train` folder the layout is split/class/image (or split/image, unlabelled); a missing
     `validate` is then taken from the patients of `train`, a tenth of the images. Without one it is
-    class/image (or just images) and the splits are made by patient.
+    class/image (or just images) and the splits are made by patient. Made splits are even in the
+    classes, and made of all images: `exclude` and `classes` move none to another split. Symbolic
+    links are followed; a file that is reached twice is read once.
 
     Attributes:
         root: the folder.
@@ -55,38 +80,41 @@ class ImageFolder(ImageRecords):
             raise UserError(
                 f"dataset.root: there is no folder {root}; write the folder that holds the images"
             )
-        self.split, self.exclude, self.wanted = context.split, list(exclude), classes
-        self.pattern, self.fractions = patient_pattern, fractions
-        self.excluding: set[str] = set()  # the globs that left something out
-        there = self._class_names()
+        self.split, self.exclude, self.pattern = context.split, list(exclude), patient_pattern
+        self._met: dict[Path, list[Found]] = {}
+        everything = self._everything()
+        self._refuse_idle_globs(everything)
+        there = sorted({image.label for image in everything if not image.globs})
         for name in classes or ():
             if name not in there:
                 raise UserError(
                     f"dataset.classes: {root} has no class {name!r}; {closest(name, there)}"
                 )
-        found = self._of_split(context.split)
-        self._refuse_idle_globs()
+        found = [
+            image
+            for image in self._of_split(context.split, fractions)
+            if not image.globs and (classes is None or image.label in classes)
+        ]
         if not found:
             raise MissingSplit(
                 f"{root}: no image for split {context.split!r} ({', '.join(SUFFIXES)})"
             )
-        self.ids = [path.relative_to(self.root).as_posix() for path, _ in found]
-        self.patients = self._patients(found) if patient_pattern else None
-        names = {name for _, name in found}
+        self.ids = self._below([image.path for image in found])
+        self.patients = patients_of(
+            [image.path.name for image in found],
+            patient_pattern,
+            among=[image.path.name for image in everything if not image.globs],
+        )
+        names = {image.label for image in found}
         if names != {""}:
             self.label_names = [name for name in there if classes is None or name in classes]
             number = {name: i for i, name in enumerate(self.label_names)}
-            self.labels = np.array([number[name] for _, name in found], dtype=np.int64)
-        self.files = ImageFiles([path for path, _ in found], transform, augment=context.augment)
+            self.labels = np.array([number[image.label] for image in found], dtype=np.int64)
+        self.files = ImageFiles([image.path for image in found], transform, augment=context.augment)
+        self._met = {}  # nobody carries all splits about
 
-    def _patients(self, found: list[tuple[Path, str]]) -> list[str]:
-        """Patients from file names; without a pattern the path itself."""
-        names = [path.relative_to(self.root).as_posix() for path, _ in found]
-        if self.pattern is None:
-            return names
-        inside = patients_of([path.name for path, _ in found], self.pattern)
-        assert inside is not None
-        return inside
+    def _below(self, paths: Sequence[Path]) -> list[str]:
+        return [path.relative_to(self.root).as_posix() for path in paths]
 
     def _folder(self, split: str) -> Path | None:
         """The folder of a split, in any of its spellings, upper or lower case."""
@@ -94,40 +122,75 @@ class ImageFolder(ImageRecords):
         spelled = (name.lower() for name in SPELLINGS.get(split, (split,)))
         return next((there[name] for name in spelled if name in there), None)
 
-    def _class_names(self) -> list[str]:
-        """The class folders of every split, so that numbers agree between splits."""
+    def _everything(self) -> list[Found]:
+        """The images of every split, so that classes have the same numbers in all."""
         named = (TRAIN, VALIDATE, TEST, self.split) if self._folder(TRAIN) else ()
         folders = {self._folder(split) for split in named} - {None} or {self.root}
-        return sorted({name for base in folders for _, name in self._files(base)})
+        return [image for base in folders for image in self._images(base)]
 
-    def _images(self, base: Path | None) -> list[tuple[Path, str]]:
-        """The files of the classes asked for."""
-        found = self._files(base)
-        return [(p, name) for p, name in found if self.wanted is None or name in self.wanted]
-
-    def _files(self, base: Path | None) -> list[tuple[Path, str]]:
-        """(path, class folder) of the images below a folder, sorted; "" for images outside any
-        class folder.
-        """
+    def _images(self, base: Path | None) -> list[Found]:
+        """The images below a folder, in order, each real file once, left out or not."""
         assert base is not None
-        found = []
-        for path in sorted(base.rglob("*")):
-            below = path.relative_to(base)
-            if path.suffix.lower() not in SUFFIXES or any(
-                part.startswith(".") for part in below.parts
-            ):
+        if base in self._met:
+            return self._met[base]
+        walked = walk(base, self._passed)
+        met: dict[str, Found] = {}
+        twice: dict[Path, Path] = {}
+        for path in walked.files:
+            if path.suffix.lower() not in SUFFIXES:
                 continue
-            if globs := _matching(path.relative_to(self.root), self.exclude):
-                self.excluding.update(globs)
-                continue
-            found.append((path, below.parts[0] if len(below.parts) > 1 else ""))
-        return found
+            below = path.relative_to(base).parts
+            globs = tuple(_matching(path.relative_to(self.root), self.exclude))
+            image = Found(path, below[0] if len(below) > 1 else "", path, globs)
+            real = walked.real[path]
+            if real in met and not image.globs and not met[real].globs:
+                twice[path] = met[real].path
+            met[real] = image if real not in met else self._once(met[real], image)
+        self._tell_repeats(base, walked.repeats, "folders", "not followed")
+        self._tell_repeats(base, twice, "images", "left out")
+        self._met[base] = sorted(met.values(), key=lambda image: image.path)
+        return self._met[base]
 
-    def _refuse_idle_globs(self) -> None:
-        idle = [glob for glob in self.exclude if glob not in self.excluding]
-        below = [path.relative_to(self.root) for path in self.root.rglob("*")] if idle else []
-        for glob in idle:
-            if not any(_matching(path, [glob]) for path in below):
+    def _passed(self, folder: Path) -> bool:
+        """True for a folder that a glob of `exclude` leaves out as a whole."""
+        name = f"{folder.relative_to(self.root).as_posix()}/"
+        return any(glob.endswith("*") and fnmatch.fnmatch(name, glob) for glob in self.exclude)
+
+    def _tell_repeats(self, base: Path, repeats: dict[Path, Path], kind: str, end: str) -> None:
+        """Say once how many links of a kind lead to what is read anyway, the nearest by name."""
+        links = [
+            link
+            for link in sorted(repeats, key=lambda link: (len(link.parts), link))
+            if not self._passed(link) and not _matching(link.relative_to(self.root), self.exclude)
+        ]
+        if links:
+            told = ", ".join(f"{link} (is {repeats[link]})" for link in links[:3])
+            more = f" and {len(links) - 3:,} more" if len(links) > 3 else ""
+            _warn(f"{base}: links to {kind} that are read anyway are {end}: {told}{more}")
+
+    def _once(self, image: Found, other: Found) -> Found:
+        """One of two paths to the same file: the first that is not left out.
+
+        Raises:
+            UserError: neither is left out, and they are in different classes.
+        """
+        if other.globs or image.globs:
+            kept = image if other.globs else other
+            return Found(kept.path, kept.label, image.first, kept.globs)
+        if image.label != other.label:
+            (name,) = self._below([other.path])
+            raise UserError(
+                f"{other.path} is the same file as {image.path}, in another class, through a link; "
+                f"take one out, or leave it out with \"dataset.exclude=['{name}']\""
+            )
+        return image
+
+    def _refuse_idle_globs(self, everything: Sequence[Found]) -> None:
+        idle = set(self.exclude) - {glob for image in everything for glob in image.globs}
+        walked = walk(self.root) if idle else Walk()
+        below = [path.relative_to(self.root) for path in [*walked.files, *walked.folders]]
+        for glob in self.exclude:
+            if glob in idle and not any(_matching(path, [glob]) for path in below):
                 hint = "correct it, or leave it out"
                 if "*" not in glob:
                     hint = f"write \"dataset.exclude=['*{glob}']\" for every path that ends so"
@@ -135,30 +198,44 @@ class ImageFolder(ImageRecords):
                     f"dataset.exclude: {glob!r} matches no path below {self.root}; {hint}"
                 )
 
-    def _of_split(self, split: str) -> list[tuple[Path, str]]:
+    def _of_split(self, split: str, fractions: dict[str, float]) -> list[Found]:
         if self._folder(TRAIN) is None:
-            if split not in self.fractions:
-                made = ", ".join(self.fractions)
+            if split not in fractions:
+                made = ", ".join(fractions)
                 raise MissingSplit(
                     f"{self.root} has no folder {split!r}; the splits made from it are {made}"
                 )
-            return self._made(self._images(self.root), self.fractions, split)
+            return self._made(self.root, fractions, split)
         folder = self._folder(split)
         if self._folder(VALIDATE) is None and split in (TRAIN, VALIDATE):
-            shares = {TRAIN: 0.9, VALIDATE: 0.1}
-            return self._made(self._images(self._folder(TRAIN)), shares, split)
+            return self._made(self._folder(TRAIN), {TRAIN: 0.9, VALIDATE: 0.1}, split)
         if folder is None:
             there = ", ".join(sorted(p.name for p in self.root.iterdir() if p.is_dir()))
             raise MissingSplit(f"{self.root} has no folder {split!r}; folders there: {there}")
         return self._images(folder)
 
-    def _made(
-        self, found: list[tuple[Path, str]], shares: dict[str, float], split: str
-    ) -> list[tuple[Path, str]]:
-        if not found:
+    def _made(self, base: Path | None, shares: dict[str, float], split: str) -> list[Found]:
+        """A split that is made here, of everything below a folder, left out or not."""
+        assert base is not None
+        found = self._images(base)
+        if all(image.globs for image in found):
             return []
-        homes = assign(self._patients(found), fractions=shares, seed=0)
-        return [entry for entry, home in zip(found, homes, strict=True) if home == split]
+        firsts = [image.first for image in found]
+        ids = self._below(firsts)
+        among = [image.path.name for image in self._everything()]
+        names = patients_of([path.name for path in firsts], self.pattern, among=among)
+        groups = (names and tell_apart(names, ids, "patient")) or ids
+        classes = [(*path.relative_to(base).parts[:-1], "")[0] for path in firsts]
+        folders = [path.parent.relative_to(base).as_posix() for path in firsts]
+        table_NL = of_folders(classes, folders, groups, len(shares))
+        homes = automatic(groups, table_NL, shares)
+        return [image for image, home in zip(found, homes, strict=True) if home == split]
+
+
+@cache
+def _warn(text: str) -> None:
+    """Once: a split is built several times in a run."""
+    console.warn(text)
 
 
 def _matching(path: Path, globs: list[str]) -> list[str]:

@@ -6,7 +6,7 @@ import csv
 from collections import Counter
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from torch import Tensor
@@ -21,6 +21,7 @@ from vilmedic_ssl.data.texts import TextSettings
 from vilmedic_ssl.data.transforms import Transform
 from vilmedic_ssl.errors import ConfigError, MissingSplit, UserError
 from vilmedic_ssl.registry import closest, proto
+from vilmedic_ssl.settle import AsText
 
 Row = dict[str, str]
 Policy = Literal["ignore", "positive", "negative"]
@@ -80,7 +81,8 @@ class Manifest(ImageRecords):
             column.
         blank: what an empty cell becomes, likewise.
         filter: values to keep per column, for example {view: [PA, AP]}.
-        fractions: share of the splits, made by patient, when there is no `split` column.
+        fractions: share of the splits, made by patient when there is no `split` column, even in
+            findings and other columns of few values; no other key moves an image.
         masks: CSV file below root with the outlines of findings, for plug-ins that ask where a
             model looks: columns path (as in the manifest), finding (a label's name) and mask (an
             image as large as the one it belongs to, bright inside; relative to this file); and
@@ -100,7 +102,7 @@ class Manifest(ImageRecords):
         label: str | None = None,
         uncertain: Policy | dict[str, Policy] = "ignore",
         blank: Policy | dict[str, Policy] = "negative",
-        filter: dict[str, Any] = {},  # noqa: B006 (never written to)
+        filter: Annotated[dict[str, Any], AsText()] = {},  # noqa: B006 (never written to)
         fractions: dict[str, float] = FRACTIONS,  # noqa: B006 (never written to)
         masks: str | None = None,
         text: TextSettings = TextSettings(),  # noqa: B008 (frozen)
@@ -122,7 +124,7 @@ class Manifest(ImageRecords):
                     hint = closest(column, labels)
                     raise ConfigError(f"dataset.{key}: {column!r} is no column of labels; {hint}")
         if "split" not in columns:
-            table = split_patients(table, fractions=fractions)
+            table = split_patients(table, fractions=fractions, label=label)
         kept = [row for row in table if all(_keeps(row[c], wanted) for c, wanted in filter.items())]
         rows = [row for row in kept if row["split"] == context.split]
         if not rows:

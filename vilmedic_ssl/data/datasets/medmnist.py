@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,7 +64,7 @@ class MedMNIST(ImageRecords):
         )
         self.published = self.set.counts[list(THEIRS).index(context.split)]
         if count != self.published:
-            _warn(
+            console.warn_once(
                 f"{self.file}: {count} {context.split} images, published were {self.published}; "
                 "scores do not compare with published ones"
             )
@@ -103,12 +102,6 @@ class MedMNIST(ImageRecords):
         if len(self) != self.published:
             card["published images"] = self.published
         return card | ({"note": self.set.note} if self.set.note else {})
-
-
-@cache
-def _warn(text: str) -> None:
-    """Once: a split is built several times in a run."""
-    console.warn(text)
 
 
 def _known(name: str) -> MedSet:

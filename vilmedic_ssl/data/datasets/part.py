@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +30,11 @@ def budgeted(home: MedicalDataset, budget: Budget, *, seed: int, scored: bool) -
     keep = budget.unlabelled == "keep" and not scored
     rows = choice.kept if keep else choice.labelled
     left = f"; {len(rows) - len(choice.labelled):,} more without labels" if keep else ""
-    _say(choice.told + left)
+    console.say_once(choice.told + left)
     for sentence in choice.wanting:
-        _warn(f"budget: {sentence}")
+        console.warn_once(f"budget: {sentence}")
     hidden = set(rows) - set(choice.labelled)
     return Part(home, rows, hidden=hidden, note=choice.told.removeprefix("budget: ") + left)
-
-
-@cache
-def _say(text: str) -> None:
-    """Once: a split is built several times in a run."""
-    console.say(text)
-
-
-@cache
-def _warn(text: str) -> None:
-    console.warn(text)
 
 
 class Part(MedicalDataset):

@@ -147,10 +147,20 @@ class Resplit(MedicalDataset):
             )
         labels = self._of_each("labels")
         self.labels = None if labels is None else np.stack(labels)
-        self.patients, self.studies = self._of_each("patients"), self._of_each("studies")
+        self.patients, self.studies = self._names("patients"), self._names("studies")
         self.reports, self.projections = self._of_each("reports"), self._of_each("projections")
         self.files = getattr(first, "files", None)
         self.said, self.texts = self._of_each("said"), first.texts
+
+    def _names(self, name: str) -> list[Any] | None:
+        """Patients or studies: those that one home does not know are unknown, those of others are
+        not.
+        """
+        values = {home: getattr(data, name) for home, data in self.homes.items()}
+        if all(value is None for value in values.values()):
+            return None
+        unknown = {home: [None] * len(data) for home, data in self.homes.items()}
+        return [(values[home] or unknown[home])[i] for home, i in self.chosen]
 
     def _of_each(self, name: str) -> list[Any] | None:
         """An attribute that has one value per sample; None unless every home has it."""

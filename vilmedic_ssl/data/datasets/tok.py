@@ -7,10 +7,11 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from vilmedic_ssl.data.datasets.base import Context, ImageRecords, MedicalDataset, patients_of
+from vilmedic_ssl.data.datasets.base import Context, ImageRecords, MedicalDataset
 from vilmedic_ssl.data.images import ImageFiles
 from vilmedic_ssl.data.legacy_keys import modern
 from vilmedic_ssl.data.paths import safe_join
+from vilmedic_ssl.data.patients import patients_of
 from vilmedic_ssl.data.transforms import Transform
 from vilmedic_ssl.errors import ConfigError, MissingSplit, UserError
 from vilmedic_ssl.registry import proto
@@ -112,7 +113,8 @@ class ImageDataset(ImageRecords):
             paths.append(path.with_name(path.name + ext) if ext and not path.suffix else path)
         self.split, self.ids = context.split, [line.strip() for line in lines]
         self.augment = context.augment
-        self.patients = patients_of(self.ids, patient_pattern)
+        everything = [line for name in SPLITS for line in _if_there(root, name, file)]
+        self.patients = patients_of(self.ids, patient_pattern, among=everything)
         keys = modern(
             {
                 "resize": resize,

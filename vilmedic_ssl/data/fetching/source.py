@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from vilmedic_ssl.data.fetching.lock import only_one
 from vilmedic_ssl.data.paths import digest_of
+from vilmedic_ssl.locks import only_one
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from vilmedic_ssl import console
 from vilmedic_ssl.data.fetching.http import Https
-from vilmedic_ssl.data.fetching.lock import only_one
 from vilmedic_ssl.data.fetching.source import Source
 from vilmedic_ssl.errors import UserError
+from vilmedic_ssl.locks import only_one
 
 STAMP = ".complete.json"
 CACHE = ".cache"  # of the root: archives stay there and are fetched once

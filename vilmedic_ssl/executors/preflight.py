@@ -1,0 +1,194 @@
+"""What cannot come out well is said before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from vilmedic_ssl import console, dist, metrics
+from vilmedic_ssl.data.datasets.base import MedicalDataset
+from vilmedic_ssl.data.loader import Loader
+from vilmedic_ssl.errors import UserError
+from vilmedic_ssl.executors import gradient_cache
+from vilmedic_ssl.executors.monitors import METRICS
+from vilmedic_ssl.executors.schedules import SCHEDULES
+from vilmedic_ssl.executors.settings import TrainorSettings
+from vilmedic_ssl.executors.validator import Validator, to_device
+from vilmedic_ssl.models.base import PretrainingModel
+
+
+def refuse_single_images(
+    model: PretrainingModel,
+    loader: Loader,
+    settings: TrainorSettings,
+    chunk: int | None,
+    cast: Callable[[], Any],
+) -> None:
+    """One image alone has no statistics for batch norm, and no other image to be compared with.
+
+    Args:
+        chunk: images per pass of one process; None = the whole batch.
+
+    Raises:
+        UserError: a batch of the training, or each of its passes, holds a single image, and the
+            model cannot learn from that.
+    """
+    alone = min(map(len, loader.sampler.batches(1))) == 1
+    if not alone and not (chunk == 1 and dist.world_size() == 1):
+        return
+    if alone and model.coupled:
+        problem = "its loss compares the images of a batch"
+    else:
+        device = next(model.parameters()).device
+        batch = to_device(loader.dataset.collate([loader.dataset[0]]), device)
+        if gradient_cache.takes_one(model, batch, cast):
+            return
+        problem = "its batch norm needs the statistics of several images"
+    where, remedy = _single(len(loader.dataset), settings, alone, model.forward_batch_size)
+    raise UserError(
+        f"{where} a single image, and {type(model).__name__} needs two: {problem}; {remedy}"
+    )
+
+
+def _single(
+    images: int, settings: TrainorSettings, alone: bool, own: int | None
+) -> tuple[str, str]:
+    """Where a single image comes from, and what to write instead."""
+    if alone and images == 1:
+        return "the training split holds", "give it more images"
+    if alone:
+        return "trainor.batch_size: 1 makes batches of", "write trainor.batch_size=2 or more"
+    if own == 1:
+        return (
+            "model.forward_batch_size: 1 makes passes of",
+            "write model.forward_batch_size=2 or more",
+        )
+    return (
+        "trainor.batch_size: 1 makes passes of",
+        f"write trainor.batch_size=2 and trainor.grad_accu={max(1, settings.grad_accu // 2)}",
+    )
+
+
+def refuse_undefined(validator: Validator, steering: str, train: MedicalDataset) -> None:
+    """A metric that no model can move: of the steering one this is the end, of others a warning.
+
+    Args:
+        steering: `trainor.early_stop_metric`.
+        train: the training split, from which the online probe and classifiers learn.
+
+    Raises:
+        UserError: the steering metric is undefined, or the same for every model.
+    """
+    for name in validator.names:
+        metric = METRICS[name]
+        read = {split: loader.dataset for split, loader in validator.loaders.items()}
+        if metric.scores or name == "probe":
+            read = {"train": train, **read}
+        for split, dataset in read.items():
+            if not (problem := _undefined(name, dataset)):
+                continue
+            told = f"{name} says nothing, since split {split!r} {problem}"
+            if name != steering:
+                console.warn(f"validator.metrics: {told}")
+                continue
+            raise UserError(
+                f"trainor.early_stop_metric: {told}; write "
+                "trainor.early_stop_metric=validation_loss, or divide the data by patient and "
+                "class, for example with `vilmedic-ssl split`"
+            )
+
+
+def _undefined(name: str, dataset: MedicalDataset) -> str:
+    """Why a metric says nothing on a split, as what follows the split's name; "" where it does."""
+    if len(dataset) < 2:
+        return "holds a single image"
+    if not METRICS[name].labels or dataset.labels is None:
+        return ""  # a missing label is refused by who reads it
+    labels = np.asarray(dataset.labels)
+    known = labels[metrics.labelled(labels)]
+    if not len(known):
+        return "has no labelled image"
+    if labels.ndim == 2:
+        both = [len(np.unique(column[~np.isnan(column)])) > 1 for column in known.T]
+        return (
+            "" if any(both) else "has no finding that is present in some images, absent in others"
+        )
+    classes = np.unique(known)
+    if len(classes) < 2:
+        return f"shows one class only ({dataset.label_names[int(classes[0])]})"
+    if name == "knn" and not metrics.knn_defined(labels, groups=dataset.patients):
+        return "has no two classes with images of two patients each"
+    return ""
+
+
+def tell_never(
+    settings: TrainorSettings, keys: Mapping[str, Any], *, epoch_steps: int, total: int
+) -> None:
+    """Warn of what the settings plan for a time after the end of the training.
+
+    Args:
+        keys: the arguments of the schedule, complete.
+        epoch_steps, total: steps of an epoch, and of the training.
+    """
+    for sentence in never(settings, keys, epoch_steps=epoch_steps, total=total):
+        console.warn(sentence)
+
+
+def never(
+    settings: TrainorSettings, keys: Mapping[str, Any], *, epoch_steps: int, total: int
+) -> Iterator[str]:
+    """What does not happen before the end, a sentence each; arguments as of `tell_never`."""
+    last = -(-total // epoch_steps)  # the last epoch, from 1
+    if settings.eval_start > last:
+        yield (
+            f"trainor.eval_start: {settings.eval_start}, but the training ends in epoch {last}, so "
+            f"there is no evaluation and no best checkpoint; write trainor.eval_start={last}, or "
+            "score it with ckpt=last"
+        )
+    where, schedule = "trainor.lr_decay_params", SCHEDULES[settings.lr_decay].__name__
+    if "warmup" in schedule:
+        yield from _long_warmup(where, schedule, keys, epoch_steps=epoch_steps, total=total)
+    key = {"multistep": "milestones", "step": "step_size"}.get(schedule, "")
+    drops: Any = {"multistep": keys.get(key), "step": [keys.get(key)]}.get(schedule, [])
+    late = [epoch for epoch in drops if epoch * epoch_steps >= total]
+    if late:
+        yield (
+            f"{where}.{key}: the training ends in epoch {last}, so the learning rate does not drop "
+            f"after epoch {', '.join(map(str, late))}"
+        )
+    if schedule == "plateau":
+        often = settings.eval_every_steps or settings.eval_every * epoch_steps
+        first = max(settings.eval_start, settings.decay_metric_start, 1)
+        count = max(0, -(-(total - (first - 1) * epoch_steps) // often))
+        if (
+            count < keys["patience"] + 3
+        ):  # one to improve on, patience, one too many, one that gains
+            yield (
+                f"{where}.patience: {keys['patience']}, but the training has {count} evaluations "
+                "that count, so the learning rate never drops; write a smaller one, or evaluate "
+                "more often (trainor.eval_every_steps)"
+            )
+
+
+def _long_warmup(
+    where: str, schedule: str, keys: Mapping[str, Any], *, epoch_steps: int, total: int
+) -> Iterator[str]:
+    by_steps = schedule == "linear_warmup_cosine"  # counts steps, whatever the key is called
+    warmup = keys["warmup_epochs"] if by_steps else keys["warmup_steps"]
+    if warmup is None:
+        warmup = round(keys["warmup_epochs"] * epoch_steps)
+    if warmup > total:
+        key = "warmup_epochs" if by_steps else "warmup_steps"
+        yield (
+            f"{where}: a warm-up of {warmup} steps is longer than the training of {total}, so the "
+            f"learning rate never reaches trainor.optim_params.lr; write {where}.{key}="
+            f"{max(1, total // 10)}, or train longer"
+        )
+    end = keys.get("max_epochs")
+    if end is not None and end < 0.9 * total:
+        yield (
+            f"{where}.max_epochs: {end} counts steps, and the training has {total}, so from step "
+            f"{end} on the learning rate stays at eta_min; write {where}.max_epochs={total}"
+        )
