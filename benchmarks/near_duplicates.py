@@ -216,4 +216,5 @@ def main() -> None:
     console.result(console.table(("change", *(m.parent.name for m in manifests)), rows))
 
 
-main()
+if __name__ == "__main__":
+    main()

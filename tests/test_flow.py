@@ -117,6 +117,7 @@ def test_every_kind_of_stage_ends_in_one_table(phantom, tmp_path, capfd):
     assert main(["ensemble", str(folder / "flow.yml")]) == 0
     assert (folder / "flow.csv").read_text() == before
     assert "has not been run" not in capfd.readouterr().out
+    assert not (folder / "comparisons").exists()  # it is the same one
     # its data is that of the other verbs too
     assert main(["split", str(path), "--out", str(tmp_path / "splits.json")]) == 0
     assert main(["audit", str(path), "--out", str(tmp_path / "audit")]) == 0

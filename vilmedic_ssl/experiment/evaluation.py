@@ -19,7 +19,7 @@ from vilmedic_ssl.executors.compare import flat
 from vilmedic_ssl.executors.evaluations import EVALUATIONS, RECORD, SEED, read_record
 from vilmedic_ssl.executors.sweep_table import as_json
 from vilmedic_ssl.experiment.data import hashes_of, take_classes
-from vilmedic_ssl.experiment.settings import Experiment, typed
+from vilmedic_ssl.experiment.settings import Experiment, settled, typed
 from vilmedic_ssl.files import write_text
 from vilmedic_ssl.schema import complete, without_weights
 
@@ -258,8 +258,8 @@ def _own(
     """
     file = experiment.folder / f"config_{content['seed']}.yml"
     try:
-        stored = yaml_config.read_yaml(file) if file.is_file() else content["config"]
-        own_node = complete(stored, Experiment, "")
+        stored = yaml_config.read(file) if file.is_file() else content["config"]
+        own_node = complete(settled(stored), Experiment, "")
         own = typed(own_node)
     except ConfigError as error:
         return None, f"{file} is not of this version ({error})"
