@@ -16,20 +16,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from pairs import TOY, console
 from scipy.stats import norm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from vilmedic_ssl import console  # noqa: E402
-from vilmedic_ssl.metrics import DIFFERENCE, UNIT, Evidence, Resampled, Support  # noqa: E402
-from vilmedic_ssl.metrics.bootstrap import counts_of_draws  # noqa: E402
+from vilmedic_ssl.metrics import DIFFERENCE, UNIT, Evidence, Resampled, Support
+from vilmedic_ssl.metrics.bootstrap import counts_of_draws
 
 PATIENTS = 2, 4, 10, 50
 MOST = 20  # images of a patient
@@ -260,8 +257,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("ckpt/interval-coverage"))
     options = parser.parse_args()
-    cohorts, draws = (100, 200) if options.quick else (300, 300)
-    console.result(table(rows(cohorts, draws, None if options.quick else options.out)))
+    cohorts, draws = (2, 30) if TOY else (100, 200) if options.quick else (300, 300)
+    console.result(table(rows(cohorts, draws, None if options.quick or TOY else options.out)))
 
 
 if __name__ == "__main__":

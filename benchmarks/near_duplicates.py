@@ -19,24 +19,22 @@ from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
+import torch
+from pairs import console, sized
+from PIL import Image
+
+from vilmedic_ssl.data import read_image
+from vilmedic_ssl.data.auditing.findings import leaks
+from vilmedic_ssl.data.auditing.near import copies, near_duplicates
+from vilmedic_ssl.data.auditing.parts import Part, from_table
+from vilmedic_ssl.data.auditing.pictures import Pictures, look_at
+from vilmedic_ssl.data.datasets.manifest import read_table
+from vilmedic_ssl.data.facts import measure
+from vilmedic_ssl.data.nifti import read_nifti
+
 REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))
-
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from PIL import Image  # noqa: E402
-
-from vilmedic_ssl import console  # noqa: E402
-from vilmedic_ssl.data import read_image  # noqa: E402
-from vilmedic_ssl.data.auditing.findings import leaks  # noqa: E402
-from vilmedic_ssl.data.auditing.near import copies, near_duplicates  # noqa: E402
-from vilmedic_ssl.data.auditing.parts import Part, from_table  # noqa: E402
-from vilmedic_ssl.data.auditing.pictures import Pictures, look_at  # noqa: E402
-from vilmedic_ssl.data.datasets.manifest import read_table  # noqa: E402
-from vilmedic_ssl.data.facts import measure  # noqa: E402
-from vilmedic_ssl.data.nifti import read_nifti  # noqa: E402
-
-COUNT, DISTANCE, SHARE = 100, 6, 0.02
+COUNT, DISTANCE, SHARE = sized(100, 4), 6, 0.02
 GAP, STEP, CUTS = 35.0, 3.0, (0.35, 0.6)  # mm, mm, where along a volume its two sides part
 WINDOW = -160.0, 240.0  # Hounsfield units
 
