@@ -34,7 +34,7 @@ def test_an_interrupted_demonstration_continues_and_a_finished_one_is_not_repeat
     monkeypatch.setattr(Trainor, "_step", step)
     assert demo.demonstrate(TINY) == 0
     printed = capfd.readouterr()
-    assert "step 2 of 3" in printed.err and "pretraining" in printed.out
+    assert "step 2 of 3" in printed.err and "train" in printed.out
     assert (place / "ckpt/demo/report.html").is_file()
     assert demo.demonstrate(TINY) == 0
     assert "already finished" in capfd.readouterr().err
