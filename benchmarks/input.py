@@ -25,7 +25,7 @@ from vilmedic_ssl.data.datasets.image_folder import ImageFolder
 from vilmedic_ssl.data.loader import EpochBatches, Loader
 from vilmedic_ssl.data.transforms import Transform
 
-COUNT, BATCH = sized((128, 32), (4, 2))
+COUNT, BATCH = sized((128, 32), (20, 4))
 SIZES = sized(((512, 224), (96, 64)), ((96, 64),))  # pixels of a file, of a view
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,10 +38,7 @@ def run(where: Path, *command: str) -> str:
 def place(tmp_path, phantom):
     """A folder as the repository is for a benchmark, with small data in it."""
     (tmp_path / "config").symlink_to(HERE / "config")
-    cohort = tmp_path / "data" / "phantom"
-    cohort.mkdir(parents=True)
-    for path in phantom.iterdir():
-        (cohort / path.name).symlink_to(path)
+    shutil.copytree(phantom, tmp_path / "data" / "phantom")
     return tmp_path
 
 

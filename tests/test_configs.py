@@ -219,7 +219,8 @@ def test_flow_runs(path, phantom, tmp_path, capsys):
         words.append("dataset.label=dominant")
     assert main(["train", str(path), *words]) == 0, capsys.readouterr().err
     rows = json.loads((tmp_path / "run/flow.json").read_text())["rows"]
-    stages = node["flow"]["stages"].items()  # those that want published weights are left out here
+    stages = yaml_config.load(path)["flow"]["stages"].items()
+    # those that want published weights are left out here
     judged = {n for n, s in stages if s.get("labels", True) and not s.get("optional")}
     assert {row["stage"] for row in rows} == judged
     assert {row["budget"] for row in rows} == {"12 images", "100 %"}

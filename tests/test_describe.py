@@ -33,7 +33,7 @@ def read(text: str, tmp_path) -> Any:
 def example(annotation: Any) -> Any:
     """Some value of a required key's type."""
     samples = {str: "x", int: 1, float: 1.0, bool: True, list: ["x"], dict: {"lr": 0.1}}
-    if typing.get_origin(annotation) is types.UnionType:
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
         return example(typing.get_args(annotation)[0])
     return samples[typing.get_origin(annotation) or annotation]
 

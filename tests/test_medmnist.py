@@ -187,7 +187,7 @@ def test_names_and_missing_files(tmp_path: Path) -> None:
         dataset(tmp_path, "pneumonia")
     with pytest.raises(ConfigError, match="3-D volumes"):
         dataset(tmp_path, "organmnist3d")
-    with pytest.raises(UserError, match="download.py medmnist-pathmnist-128"):
+    with pytest.raises(UserError, match="vilmedic-ssl download medmnist-pathmnist-128"):
         dataset(tmp_path, "pathmnist", 128)
 
 

@@ -11,6 +11,7 @@ import pytest
 from results import number, numbers
 
 from vilmedic_ssl import metrics
+from vilmedic_ssl.data.patients import tell_apart
 from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.experiment import judging
 from vilmedic_ssl.post_processing import knn as knn_module
@@ -178,11 +179,11 @@ def test_neighbours_of_the_same_patient_do_not_vote(tmp_path):
     assert (flow == scores_of(features, "test", "knn")).all()
 
 
-@pytest.mark.parametrize("unknown", [None, "", "nan"])
+@pytest.mark.parametrize("unknown", [None, " ", "nan"])
 def test_where_patients_are_unknown_an_image_does_not_vote_for_itself(unknown):
     class Unknown(OfPatients):
         def named(self, patients):
-            return None if unknown is None else [unknown] * len(patients)
+            return unknown and tell_apart([unknown] * len(patients), patients, "patient")
 
     features = Unknown()
     train = features.get("train")

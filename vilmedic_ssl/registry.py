@@ -19,6 +19,7 @@ from vilmedic_ssl.errors import ConfigError
 T = TypeVar("T", bound=Callable[..., Any])
 PACKAGE = Path(__file__).parent
 FOLDERS = ("data/datasets", "nets", "models", "post_processing")
+LISTED = 30  # names at most in a sentence
 _plugins: dict[str, Callable[..., Any]] = {}
 
 
@@ -99,7 +100,8 @@ def closest(word: str, known: Iterable[str]) -> str:
     near = [folded[match] for match in matches]
     if near:
         return f"did you mean {' or '.join(repr(n) for n in near)}?"
-    return f"known: {', '.join(known)}" if known else "nothing is known here"
+    more = f" and {len(known) - LISTED} more" if len(known) > LISTED else ""
+    return f"known: {', '.join(known[:LISTED])}{more}" if known else "nothing is known here"
 
 
 def find(

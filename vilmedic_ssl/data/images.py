@@ -13,7 +13,7 @@ from torch import Tensor
 from vilmedic_ssl.config import digest
 from vilmedic_ssl.data import store
 from vilmedic_ssl.data.paths import cache_folder
-from vilmedic_ssl.data.read import channels_of, read_image
+from vilmedic_ssl.data.read import channels_of, luma, read_image
 from vilmedic_ssl.data.transforms import Pipeline, Transform
 from vilmedic_ssl.errors import UserError
 
@@ -173,24 +173,17 @@ class ImageArray(Images):
         return len(self.array)
 
     def decoded(self, index: int) -> Tensor:
-        values = np.array(self.array[index])  # a copy: a memory map is read-only
-        image = torch.from_numpy(values).float().div_(255)
-        if image.dim() == 2:
-            return image.expand(3 if self.mode == "rgb" else 1, -1, -1).contiguous()
-        colour = image.permute(2, 0, 1).contiguous()
-        return colour if self.mode == "rgb" else _luma(colour)
+        pixels = self.array[index].astype(np.float32) / np.float32(255)
+        if pixels.ndim == 3 and self.mode == "rgb":
+            return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+        plane_HW = torch.from_numpy(pixels if pixels.ndim == 2 else luma(pixels))
+        return plane_HW.expand(3 if self.mode == "rgb" else 1, -1, -1).contiguous()
 
     def content(self) -> list[str]:
         return [self._content]
 
     def sizes(self) -> Any:
         return [self._content, list(self.array.shape)]
-
-
-def _luma(image_CHW: Tensor) -> Tensor:
-    from vilmedic_ssl.data.read import LUMA
-
-    return (image_CHW * torch.tensor(LUMA)[:, None, None]).sum(0, keepdim=True)
 
 
 def channels_owner(node: Any) -> Any:

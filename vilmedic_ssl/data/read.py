@@ -46,7 +46,7 @@ def read_image(path: str | Path, *, mode: Literal["gray", "rgb"] = "gray") -> to
         raise UserError(f'read_image: mode is "gray" or "rgb", not {mode!r}')
     pixels = decode_pixels(Path(path))
     if mode == "gray":
-        plane_HW = pixels if pixels.ndim == 2 else _luma(pixels)
+        plane_HW = pixels if pixels.ndim == 2 else luma(pixels)
         return torch.from_numpy(np.ascontiguousarray(plane_HW))[None]
     if pixels.ndim == 2:
         return torch.from_numpy(np.ascontiguousarray(pixels)).repeat(3, 1, 1)
@@ -211,6 +211,6 @@ def _is_grey(pixels_HW3: np.ndarray) -> bool:
     return bool((red_HW == pixels_HW3[..., 1]).all() and (red_HW == pixels_HW3[..., 2]).all())
 
 
-def _luma(pixels_HW3: np.ndarray) -> np.ndarray:
+def luma(pixels_HW3: np.ndarray) -> np.ndarray:
     """BT.601; equal channels come back untouched, not off by a rounding."""
     return pixels_HW3[..., 0] if _is_grey(pixels_HW3) else pixels_HW3 @ np.array(LUMA, np.float32)
