@@ -63,6 +63,18 @@ def test_their_checkpoints_are_read_and_ours_are_theirs(their_dalle, tmp_path):
     package().DiscreteVAE(**back["hparams"]).load_state_dict(back["weights"])
 
 
+@pytest.mark.parametrize("ours", [True, False])
+def test_layers_beyond_the_last_are_named(ours, tmp_path, capsys):
+    deep = build({"proto": "DALLE", "vae": SIZES, "dalle": {**THEIRS, "depth": 3}})
+    path = tmp_path / "deep.pth"
+    torch.save(deep.state_dict() if ours else {"weights": deep.dalle.state_dict()}, path)
+    start_from(deep, path)
+    assert "warning" not in capsys.readouterr().err
+    start_from(build({"proto": "DALLE", "vae": SIZES, "dalle": THEIRS}), path)
+    said = capsys.readouterr().err
+    assert "13 tensors beside its encoder have no place" in said and "layers.2.0" in said
+
+
 def test_a_training_starts_from_theirs(their_dalle, tmp_path):
     vae, whole = saved_by_their_scripts(their_dalle, tmp_path)
     ours = build({"proto": "VAE", **SIZES})

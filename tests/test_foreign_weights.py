@@ -470,3 +470,15 @@ def test_explain_takes_the_same_network_as_init_from(tmp_path):
     assert main(words) == 2
     torch.save({"state_dict": towers, "best": torch.tensor(3.0)}, weights)
     assert main(words) == 0
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_layers_beyond_a_head_are_named(wrapped, tmp_path, capsys):
+    deep = model_of(name="BarlowTwins", projector={"widths": [8, 8, 8]})
+    path = tmp_path / "deep.pth"
+    torch.save(pre("module." * wrapped, deep.state_dict()), path)
+    start_from(model_of(name="BarlowTwins", projector={"widths": [8, 8, 8]}), path)
+    assert "warning" not in capsys.readouterr().err
+    start_from(model_of(name="BarlowTwins", projector={"widths": [8, 8]}), path)
+    said = capsys.readouterr().err
+    assert "5 tensors beside its encoder have no place in this one (projector.4.weight" in said

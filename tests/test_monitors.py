@@ -1,5 +1,6 @@
 """What is watched during training: it measures the right thing and changes nothing."""
 
+import csv
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from methods import node_of
 
-from vilmedic_ssl import build
+from vilmedic_ssl import build, metrics
 from vilmedic_ssl.data.patients import Unknown
 from vilmedic_ssl.errors import ConfigError, UserError
 from vilmedic_ssl.executors import checkpoint, gradient_cache
@@ -78,6 +79,51 @@ def test_the_models_own_scores_are_measured():
     found = {name: METRICS[name].score(seen) for name in own}
     expected = {"accuracy": 0.75, "balanced_accuracy": 0.75, "auroc": 0.5}
     assert found == pytest.approx(expected)
+
+
+def test_what_train_does_not_show_is_no_part_of_a_mean():
+    rows = np.eye(6)
+    labels = np.array([[0, 0], [1, 0], [0, 1], [1, 1], [0, 1], [1, 0]], dtype=np.float32)
+    scores = np.stack([labels[:, 0], 1 - labels[:, 1]], axis=1)  # right, and wrong throughout
+    seen = Seen(
+        rows, rows, rows, labels, probe=scores, scores=scores, learnable=np.array([1, 0]) > 0
+    )
+    means = ("probe", "auroc", "balanced_accuracy")
+    assert [METRICS[name].score(seen) for name in means] == [1.0, 1.0, 1.0]
+    assert METRICS["accuracy"].score(seen) == 0.5
+    y = np.array([0, 0, 1, 1, 2, 2])
+    chances = np.array([[8, 1, 0], [7, 2, 0], [2, 7, 0], [1, 8, 0], [4, 4, 0], [3, 4, 1]]) / 9
+    seen = Seen(rows, rows, rows, y, probe=chances, scores=chances)
+    seen.learnable = np.array([True, True, False])
+    ranked = [metrics.auroc(y == c, chances[:, c]) for c in (0, 1)]
+    assert METRICS["auroc"].score(seen) == pytest.approx(np.mean(ranked))
+    assert METRICS["balanced_accuracy"].score(seen) == pytest.approx(2 / 3)
+
+
+def relabelled(phantom, path, **cells):
+    """The cohort's table with findings set to what a function of row number and split gives."""
+    rows = list(csv.DictReader((phantom / "manifest.csv").open(encoding="utf-8")))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        for i, row in enumerate(rows):
+            given = {name: cell(i, row["split"]) for name, cell in cells.items()}
+            writer.writerow({**row, **given})
+    return f"dataset.manifest={path}"
+
+
+def test_no_training_is_steered_by_what_it_does_not_show(tiny, phantom, tmp_path, capsys):
+    absent = {"Fracture": lambda i, split: "0" if split == "train" else str(i % 2)}
+    both = {**absent, "Pneumothorax": lambda i, split: str(i % 2)}
+    alone = {**absent, "Pneumothorax": lambda i, split: str(i % 2 * (split == "train"))}
+    keys = ["dataset.label=null", "dataset.labels=[Fracture,Pneumothorax]", "dataset.masks=null"]
+    keys += ["validator.metrics=[probe]", f"dataset.root={phantom}", "ensemblor.post_processing=[]"]
+    keys += ["trainor.early_stop_metric=probe"]
+    trained(tiny, "both", *keys, relabelled(phantom, tmp_path / "both.csv", **both))
+    said = " ".join(capsys.readouterr().err.split())
+    assert "no image of Fracture, or no other one, so the mean that probe is leaves out 1" in said
+    with pytest.raises(UserError, match="'validate' has no finding, present in .*train shows"):
+        trained(tiny, "alone", *keys, relabelled(phantom, tmp_path / "alone.csv", **alone))
 
 
 def test_scores_of_a_model_without_any_are_one_sentence(tiny):

@@ -152,7 +152,7 @@ ROWS = np.random.default_rng(0)
 
 
 class Split:
-    split, label_names = "validate", ["a", "b", "c"]
+    split, label_names = "validate", list("abcde")
 
     def __init__(self, labels, patients=None):
         self.labels, self.patients = np.array(labels), patients
@@ -197,6 +197,8 @@ def test_a_metric_that_is_undefined_is_known_before():
         ("probe", [[0.0, 1.0], [0.0, np.nan]], None, "no finding that is present in some"),
         ("auroc", [[0.0, 1.0], [1.0, np.nan]], None, ""),
         ("auroc", [-1, -1], None, "no labelled image"),
+        ("auroc", [3, 4, 4], None, "no class that train shows"),
+        ("accuracy", [3, 4, 4], None, ""),
         ("effective_rank", [0], None, "a single image"),
     ],
 )

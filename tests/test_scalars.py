@@ -143,6 +143,11 @@ def test_what_has_no_such_meaning_is_refused(text, words):
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_mapping_of_text_is_refused_by_its_key_with_an_example_of_its_kind():
+    with pytest.raises(ConfigError, match=r"^dataset\.filter: .*\"dataset\.filter={a: 'x y'}\"$"):
+        load_config("config/SELFSUP/simclr-phantom.yml", ["dataset.filter={view: PA #x}"])
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [

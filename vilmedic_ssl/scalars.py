@@ -214,10 +214,11 @@ def plain(node: Any, where: str = "") -> Any:
     """
     if isinstance(node, Written):
         if isinstance(node.value, Unreadable):
+            example = "{a: 'x y'}" if node.text.strip(BLANKS).startswith("{") else "['*a*', '*b*']"
             raise ConfigError(
                 f"{where or 'value'}: {node.text!r} is not readable YAML ({node.value.problem}); "
                 "put quotes around each text inside those of the shell, for example "
-                f"\"{where or 'key'}=['*a*', '*b*']\""
+                f'"{where or "key"}={example}"'
             )
         return plain(node.value, where)
     if isinstance(node, Mapping):
@@ -226,15 +227,16 @@ def plain(node: Any, where: str = "") -> Any:
     return [plain(item, where) for item in node] if isinstance(node, list) else node
 
 
-def texts(node: Any) -> Any:
-    """A node whose every scalar is text, but null."""
+def texts(node: Any, where: str = "") -> Any:
+    """A node whose every scalar is text, but null; errors as of `plain`."""
     if isinstance(node, Written):
         if isinstance(node.value, (list, dict)):
-            return texts(node.value)
-        return None if plain(node) is None else node.text
+            return texts(node.value, where)
+        return None if plain(node, where) is None else node.text
     if isinstance(node, Mapping):
-        return {key: texts(value) for key, value in node.items()}
-    return [texts(item) for item in node] if isinstance(node, list) else node
+        dot = "." if where else ""
+        return {key: texts(value, f"{where}{dot}{key}") for key, value in node.items()}
+    return [texts(item, where) for item in node] if isinstance(node, list) else node
 
 
 class _Dumper(yaml.SafeDumper):

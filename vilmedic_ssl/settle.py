@@ -107,7 +107,7 @@ def _marked(node: Any, args: tuple[Any, ...], where: str) -> Any:
     inner = opened(node)
     mark = args[1]
     if isinstance(mark, AsText):
-        return texts(node)
+        return texts(node, where)
     if not isinstance(mark, (Kind, Part)) or not isinstance(inner, Mapping):
         return settle(node, args[0], where)
     if isinstance(mark, Kind) and mark.single_key:

@@ -17,6 +17,7 @@ from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.executors.checkpoint import is_finite
 from vilmedic_ssl.executors.init_weights_map import (
     ENCODER,
+    TARGET,
     TEXT,
     KeyMap,
     as_trained,
@@ -109,6 +110,7 @@ def start_from(model: PretrainingModel, source: str | Path, *, seed: int | None 
     chosen = key_map(own, weights, model.core)
     _look_at_the_image_encoder(model, weights, [n for n in own if n.startswith(ENCODER)], chosen)
     _look_at_the_text_encoder(weights, [n for n in own if n.startswith(TEXT)], chosen)
+    _look_at_the_rest(weights, own, model.fresh, chosen)
     _refuse_odd_values(weights, chosen.taken)
     filled: dict[str, Tensor] = {}
     changed: dict[str, str] = {}
@@ -232,6 +234,34 @@ def _look_at_the_text_encoder(weights: Weights, text: list[str], chosen: KeyMap)
             f"init_from: {weights.path} holds a deeper or another text encoder: "
             f"{len(tower.surplus)} of its tensors have no place in this one "
             f"({_some(tower.surplus)}); write model.encoder as it was trained"
+        )
+
+
+def _look_at_the_rest(
+    weights: Weights, own: Iterable[str], fresh: tuple[str, ...], chosen: KeyMap
+) -> None:
+    """Warn of tensors that are left over in other parts that a file fills: further layers of a
+    projection, a decoder or a transformer.
+    """
+    left: dict[str, None] = {}  # names, each once
+    for part, home in (chosen.parts or {"": ""}).items():
+        encoder = part != "" and (ENCODER.startswith(part) or TEXT.startswith(part))
+        if not encoder and not part.startswith(TARGET):
+            words = {name.removeprefix(part).split(".")[0] for name in own}
+            there = (name for name in weights.tensors if name.startswith(home))
+            left |= dict.fromkeys(name for name in there if home or name.split(".")[0] in words)
+    elsewhere = (ENCODER, TEXT, *fresh)
+    used = set(chosen.taken.values())
+    surplus = [
+        name
+        for name in left
+        if name not in used and not name.startswith(elsewhere) and not name.endswith(COUNTERS)
+    ]
+    if surplus:
+        console.warn(
+            f"init_from: {weights.path} is of a deeper or another model: {len(surplus)} tensors "
+            f"beside its encoder have no place in this one ({_some(surplus)}); write `model` as it "
+            "was trained"
         )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vilmedic_ssl import metrics
+from vilmedic_ssl.data.datasets.base import MedicalDataset
 from vilmedic_ssl.errors import ConfigError
 from vilmedic_ssl.registry import closest
 
@@ -31,6 +32,8 @@ class Seen:
         scores: (N, C) class probabilities that the model gives; None where it gives none.
         codes: (N, places) int64 of models that turn images into codes; codebook: how many there
             are.
+        learnable: (C,) bool, classes that train shows, findings that it shows with and without;
+            None = all.
     """
 
     encoder: np.ndarray
@@ -42,6 +45,11 @@ class Seen:
     scores: np.ndarray | None = None
     codes: np.ndarray | None = None
     codebook: int = 0
+    learnable: np.ndarray | None = None
+
+    def learnable_only(self, score_NC: np.ndarray) -> np.ndarray:
+        """Scores, nan for what train does not show: no mean over classes or findings counts it."""
+        return score_NC if self.learnable is None else np.where(self.learnable, score_NC, np.nan)
 
 
 @dataclass(frozen=True)
@@ -67,8 +75,9 @@ def _probe(seen: Seen) -> float:
     assert seen.labels is not None and seen.probe is not None
     if seen.labels.ndim == 1:
         return metrics.accuracy(seen.labels, seen.probe.argmax(1))
-    each = (metrics.auroc(y, s) for y, s in zip(seen.labels.T, seen.probe.T, strict=True))
-    return metrics.macro(np.array(list(each)))
+    return metrics.macro(
+        metrics.columns(metrics.auroc, seen.labels, seen.learnable_only(seen.probe))
+    )
 
 
 def _decided(right: Callable[..., float], *, both: bool = False) -> Metric:
@@ -76,7 +85,7 @@ def _decided(right: Callable[..., float], *, both: bool = False) -> Metric:
     whether its probability is above 0.5, then the mean over findings.
 
     Args:
-        both: findings that are always or never present are left out of the mean.
+        both: findings that are always or never present, or in train, are left out of the mean.
     """
 
     def score(seen: Seen) -> float:
@@ -85,19 +94,22 @@ def _decided(right: Callable[..., float], *, both: bool = False) -> Metric:
             return right(seen.labels, seen.scores.argmax(1))
         hard_NC = (seen.scores > 0.5).astype(np.float64)
         value_C = metrics.columns(right, seen.labels, hard_NC)
-        of_one_C = np.isnan(metrics.columns(metrics.auroc, seen.labels, hard_NC))
+        ranked_NC = seen.learnable_only(hard_NC)
+        of_one_C = np.isnan(metrics.columns(metrics.auroc, seen.labels, ranked_NC))
         return metrics.macro(np.where(both & of_one_C, np.nan, value_C))
 
     return Metric(score, labels=True, scores=True)
 
 
 def _auroc(seen: Seen) -> float:
-    """Mean over findings, or over classes against the rest, of the AUROC of the model's scores."""
+    """Mean over findings, or over classes against the rest, of the AUROC of the model's scores;
+    what train does not show is left out.
+    """
     assert seen.labels is not None and seen.scores is not None
     hot = seen.labels
     if hot.ndim == 1:
         hot = metrics.one_hot(hot, seen.scores.shape[1])
-    return metrics.macro(metrics.columns(metrics.auroc, hot, seen.scores))
+    return metrics.macro(metrics.columns(metrics.auroc, hot, seen.learnable_only(seen.scores)))
 
 
 def _found(name: str) -> Callable[[Seen], float]:
@@ -136,6 +148,15 @@ METRICS = {
     "codebook_usage": Metric(_usage, codes=True),
     "code_perplexity": Metric(_perplexity, codes=True),
 }
+
+
+def learnable_from(train: MedicalDataset) -> np.ndarray | None:
+    """(C,) bool: the classes or findings that a training split shows, findings with and without;
+    None where it has no labels.
+    """
+    if train.labels is None:
+        return None
+    return metrics.learnable(np.asarray(train.labels), len(train.label_names))
 
 
 def check_metrics(names: list[str], chosen: str) -> bool:

@@ -12,11 +12,14 @@ from vilmedic_ssl.data.datasets.base import MedicalDataset
 from vilmedic_ssl.data.loader import Loader
 from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.executors import gradient_cache
-from vilmedic_ssl.executors.monitors import METRICS
+from vilmedic_ssl.executors.monitors import METRICS, learnable_from
 from vilmedic_ssl.executors.schedules import SCHEDULES
 from vilmedic_ssl.executors.settings import TrainorSettings
 from vilmedic_ssl.executors.validator import Validator, to_device
 from vilmedic_ssl.models.base import PretrainingModel
+
+# Metrics that are a mean over findings, or classes, that train shows; accuracies count the others.
+OF_FINDINGS, OF_CLASSES = ("probe", "balanced_accuracy", "auroc"), ("auroc",)
 
 
 def refuse_single_images(
@@ -83,13 +86,15 @@ def refuse_undefined(
     Raises:
         UserError: a steering metric is undefined, or the same for every model.
     """
+    learnable = learnable_from(train)
+    _tell_left_out(validator, train, learnable)
     for name in validator.names:
         metric = METRICS[name]
         read = {split: loader.dataset for split, loader in validator.loaders.items()}
         if metric.scores or name == "probe":
             read = {"train": train, **read}
         for split, dataset in read.items():
-            if not (problem := _undefined(name, dataset)):
+            if not (problem := _undefined(name, dataset, None if split == "train" else learnable)):
                 continue
             told = f"{name} says nothing, since split {split!r} {problem}"
             key = next((key for key, chosen in steering.items() if chosen == name), None)
@@ -102,8 +107,29 @@ def refuse_undefined(
             )
 
 
-def _undefined(name: str, dataset: MedicalDataset) -> str:
-    """Why a metric says nothing on a split, as what follows the split's name; "" where it does."""
+def _tell_left_out(
+    validator: Validator, train: MedicalDataset, learnable: np.ndarray | None
+) -> None:
+    """Warn of classes or findings that train does not show, where a mean leaves them out."""
+    if learnable is None or learnable.all() or not learnable.any():
+        return
+    findings = train.labels is not None and train.labels.ndim == 2
+    means = [name for name in validator.names if name in (OF_FINDINGS if findings else OF_CLASSES)]
+    if means:
+        names = [str(n) for n, known in zip(train.label_names, learnable, strict=True) if not known]
+        console.warn(
+            f"validator.metrics: train has no image of {', '.join(names)}"
+            f"{', or no other one' if findings else ''}, so the mean that {', '.join(means)} "
+            f"{'is' if len(means) == 1 else 'are'} leaves out {len(names)} of {len(learnable)}"
+        )
+
+
+def _undefined(name: str, dataset: MedicalDataset, learnable: np.ndarray | None = None) -> str:
+    """Why a metric says nothing on a split, as what follows the split's name; "" where it does.
+
+    Args:
+        learnable: (C,) bool, as `learnable_from` gives it, of a split that is scored.
+    """
     if len(dataset) < 2:
         return "holds a single image"
     if not METRICS[name].labels or dataset.labels is None:
@@ -113,13 +139,17 @@ def _undefined(name: str, dataset: MedicalDataset) -> str:
     if not len(known):
         return "has no labelled image"
     if labels.ndim == 2:
-        both = [len(np.unique(column[~np.isnan(column)])) > 1 for column in known.T]
-        return (
-            "" if any(both) else "has no finding that is present in some images, absent in others"
-        )
+        both_C = np.array([len(np.unique(c[~np.isnan(c)])) > 1 for c in known.T])
+        if not both_C.any():
+            return "has no finding that is present in some images, absent in others"
+        if name in OF_FINDINGS and learnable is not None and not (both_C & learnable).any():
+            return "has no finding, present in some images and absent in others, that train shows"
+        return ""
     classes = np.unique(known)
     if len(classes) < 2:
         return f"shows one class only ({dataset.label_names[int(classes[0])]})"
+    if name in OF_CLASSES and learnable is not None and not learnable[classes.astype(int)].any():
+        return "has no class that train shows"
     if name == "knn" and not metrics.knn_counted(labels, groups=dataset.patients).any():
         return "has no two classes with images of two patients each"
     return ""

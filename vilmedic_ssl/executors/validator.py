@@ -26,13 +26,21 @@ class Validator:
     Args:
         loaders: per split; their datasets give the same random views at every evaluation.
         names: of METRICS.
+        learnable: (C,) bool, as `learnable_from` gives it for the training split.
 
     Raises:
         UserError: a metric needs labels that a split does not have.
     """
 
-    def __init__(self, loaders: dict[str, Loader], names: list[str], device: torch.device):
-        self.loaders, self.names, self.device = loaders, names, device
+    def __init__(
+        self,
+        loaders: dict[str, Loader],
+        names: list[str],
+        device: torch.device,
+        *,
+        learnable: np.ndarray | None = None,
+    ):
+        self.loaders, self.names, self.device, self.learnable = loaders, names, device, learnable
         self.pairs = any(METRICS[name].pairs for name in names)
         self.codes = any(METRICS[name].codes for name in names)
         for split, loader in loaders.items():
@@ -106,7 +114,7 @@ class Validator:
             if loader.dataset.patients is not None:
                 rows["patients"] = np.array(loader.dataset.patients, dtype=str)[rows["index"]]
             del rows["index"]
-            seen = Seen(**rows, codebook=getattr(model, "codebook", 0))
+            seen = Seen(**rows, codebook=getattr(model, "codebook", 0), learnable=self.learnable)
             scores |= {name: METRICS[name].score(seen) for name in self.names}
         return scores
 

@@ -116,7 +116,12 @@ def _train(
     from vilmedic_ssl.data.advice import advise_on
     from vilmedic_ssl.data.tokenizers import as_data
     from vilmedic_ssl.executors import checkpoint
-    from vilmedic_ssl.executors.monitors import check_metrics, check_pairs, check_scores
+    from vilmedic_ssl.executors.monitors import (
+        check_metrics,
+        check_pairs,
+        check_scores,
+        learnable_from,
+    )
     from vilmedic_ssl.executors.preflight import refuse_undefined
     from vilmedic_ssl.executors.reconstructions import Gallery
     from vilmedic_ssl.executors.trainor import Trainor
@@ -183,7 +188,7 @@ def _train(
     )
     if frozen := describe(model, model.parts()):
         console.say(frozen)
-    validator = Validator(scored, metrics, device)
+    validator = Validator(scored, metrics, device, learnable=learnable_from(train_set))
     steering = {
         "sweep.metric": sweep_metric,
         "trainor.early_stop_metric": settings.early_stop_metric,
