@@ -167,7 +167,7 @@ def open_run(
         )
     seed = experiment.seed if own_seed else seed_of_choice(experiment)
     files = choose_checkpoints(experiment.folder, experiment.ensemblor.mode, experiment.ckpt, seed)
-    contents = [checkpoint.read_run(path) for path in files]
+    contents = [checkpoint.read_run(path, whole=True) for path in files]
     console.say(f"ensembling {len(files)} checkpoint(s): {', '.join(path.name for path in files)}")
     take_channels(node["dataset"], contents[0]["config"]["dataset"])
     take_classes(node["model"], contents[0]["config"]["model"])

@@ -130,7 +130,7 @@ def _train(
     content = source = None
     if experiment.ckpt:
         source = checkpoint.find(run.folder, experiment.ckpt, run.seed)
-        content = checkpoint.read_run(source)
+        content = checkpoint.read_run(source, whole=True)
     goes_on = source is not None and source.parent.resolve() == run.folder.resolve()
     old = [] if goes_on else _old_files(run, experiment.overwrite)
     console.say(
