@@ -4,9 +4,12 @@ that was there before is replaced unasked.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import multiprocessing
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,9 +19,10 @@ from vilmedic_ssl import config as yaml_config
 from vilmedic_ssl import ensemble, load_config, report, train
 from vilmedic_ssl.cli import main
 from vilmedic_ssl.errors import UserError
-from vilmedic_ssl.executors import checkpoint
+from vilmedic_ssl.executors import checkpoint, ensemblor
 from vilmedic_ssl.executors.compare import groups_of
 from vilmedic_ssl.executors.evaluations import read_record, reports_of
+from vilmedic_ssl.experiment import evaluation
 
 KNN = "ensemblor.post_processing=[{knn: {k: 3, draws: 20, references: []}}]"
 FEWER = "ensemblor.post_processing=[{knn: {k: 2, draws: 20, references: []}}]"
@@ -188,6 +192,65 @@ def test_two_seeds_have_a_report_each(copy, capsys):
     assert main(["ensemble", str(folder / "config_0.yml"), "ensemblor.mode=all"]) == 0
     assert len(list((folder / "evaluations").iterdir())) == 2
     assert read_record(folder)["seed"] == 0
+
+
+def test_two_seeds_scored_at_one_moment_have_a_report_each(copy, monkeypatch):
+    folder, words = copy("plain")
+    train(load_config(CONFIG, [*words, "seed=1"]))
+    choose = evaluation.place_of
+
+    def slow(*arguments):
+        place = choose(*arguments)
+        time.sleep(0.5)  # long enough for the other one to choose, too
+        return place
+
+    monkeypatch.setattr(evaluation, "place_of", slow)
+    context = multiprocessing.get_context("fork")
+    jobs = [
+        context.Process(target=ensemble, args=(load_config(CONFIG, [*words, f"seed={seed}"]),))
+        for seed in (0, 1)
+    ]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join(60)
+    assert [job.exitcode for job in jobs] == [0, 0]
+    first = read_record(folder)["seed"]
+    assert read_record(only(folder))["seed"] == 1 - first
+    assert len(reports_of(folder, [0, 1])) == 2
+
+
+@pytest.mark.parametrize("name", [[], ["ensemblor.name=mine"]])
+def test_an_evaluation_that_ended_early_holds_no_place(name, copy, phantom, tmp_path, monkeypatch):
+    """Killed before it had results; then the data is corrected."""
+    folder, words = copy("plain")
+    place = folder / "evaluations/mine" if name else folder
+    moved = tmp_path / "phantom"
+    shutil.copytree(phantom, moved)
+    table = moved / "manifest.csv"
+    words = [*words, *name, f"dataset.manifest={table}"]
+    (saved := folder / "config_0.yml").write_text(
+        saved.read_text().replace(str(phantom), str(moved))
+    )
+
+    def killed(*arguments, **keys):
+        (place / "post_processing").mkdir()
+        (place / "post_processing/half.png").write_bytes(b"x")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ensemblor, "run_plugins", killed)
+        with pytest.raises(KeyboardInterrupt):
+            ensemble(load_config(CONFIG, words))
+    assert read_record(place) and not (place / "results.json").exists()
+    lines = table.read_text().splitlines(keepends=True)
+    last = max(i for i, line in enumerate(lines) if ",test," in line)
+    table.write_text("".join(line for i, line in enumerate(lines) if i != last))
+    ensemble(load_config(CONFIG, words))
+    assert (place / "results.json").is_file()
+    assert (place / "post_processing_before_1/half.png").is_file()
+    with pytest.raises(UserError, match="overwrite") if name else contextlib.nullcontext():
+        ensemble(load_config(CONFIG, [*words, "ensemblor.post_processing=[class_counts]"]))
 
 
 def test_a_name_holds_one_evaluation(copy, capsys):

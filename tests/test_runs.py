@@ -550,3 +550,30 @@ def test_a_file_of_another_run_replaces_no_run_unasked(tiny, tmp_path, capfd):
     assert main(["train", str(CONFIG), *onto, "overwrite=true"]) == 0
     assert checkpoint.read(two / "last_0.pth")["progress"]["step"] == 4
     assert {r["step"] for r in read_log(two / "log_0.jsonl")} == {4}
+
+
+def test_findings_of_a_run_are_replaced_when_a_training_begins(tiny, phantom, tmp_path, capfd):
+    """Not by a resume or a replacement that is refused, not by a finished run, not by a seed."""
+    rows = (phantom / "manifest.csv").read_text().splitlines(keepends=True)
+    fewer = tmp_path / "fewer.csv"
+    fewer.write_text("".join(row for i, row in enumerate(rows) if i == 0 or i % 5))
+    other = [f"dataset.manifest={fewer}", f"dataset.root={phantom}"]
+    words = [*tiny(), "validator.metrics=[]"]
+    folder = train(load_config(CONFIG, words))
+    audit = folder / "audit.json"
+    before = audit.read_bytes()
+
+    assert main(["train", str(CONFIG), *words, *other, "ckpt=last"]) == 2
+    assert (
+        main(["train", str(CONFIG), *words, *other, "overwrite=true", "model.cnn.backbone=x"]) == 2
+    )
+    assert main(["train", str(CONFIG), *words, "ckpt=last", "audit.images=false"]) == 0
+    assert "already finished" in capfd.readouterr().err
+    assert audit.read_bytes() == before and not list(folder.glob("audit_*"))
+
+    assert main(["train", str(CONFIG), *words, *other, "seed=1"]) == 0
+    assert f"audit: findings in {folder / 'audit_1.json'}" in capfd.readouterr().err
+    assert audit.read_bytes() == before and (folder / "audit_1.json").read_bytes() != before
+    (folder / "config_1.yml").unlink()
+    assert main(["train", str(CONFIG), *words, *other, "overwrite=true"]) == 0
+    assert audit.read_bytes() == (folder / "audit_1.json").read_bytes()

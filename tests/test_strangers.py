@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import pytest
 import torch
+from conftest import CONFIG
 from methods import node_of
 from tiny_bert import REPORTS, save_bert
 
@@ -23,6 +24,7 @@ from vilmedic_ssl.executors import checkpoint
 from vilmedic_ssl.executors.dalle_files import read_vae
 from vilmedic_ssl.executors.init_weights import start_from
 from vilmedic_ssl.executors.init_weights_read import tokenizer_in
+from vilmedic_ssl.experiment import load_config, train
 from vilmedic_ssl.experiment.settings import check
 from vilmedic_ssl.experiment.teacher import _classifier
 from vilmedic_ssl.nets.architecture import OPTIONS, TEXT_TYPES, refuse_options, text_config
@@ -186,6 +188,13 @@ def test_a_hostile_config_is_refused_in_one_sentence(name, key, value, contents,
         (("label_names",), BAIT),
         (("label_names",), [1]),
         (("trained_on",), [1]),
+        (("trained_on",), torch.zeros(2, 2)),
+        (("labels_of",), torch.zeros(2)),
+        (("progress",), None),
+        (("progress", "path"), BAIT),
+        (("progress", "scores"), BAIT),
+        (("format",), None),
+        (("format",), BAIT),
         (("ema",), {"a": 1}),
         (("config",), None),
         (("config", "model", "proto"), 3),
@@ -199,6 +208,31 @@ def test_entries_of_another_kind_are_refused(path, value, contents, tmp_path, qu
     with pytest.raises(UserError) as refused:
         AutoModel.from_pretrained(file)
     assert "\n" not in str(refused.value)
+
+
+def test_no_entry_of_another_kind_ends_training_or_scoring_in_a_traceback(tiny, tmp_path, capfd):
+    """Those that pass as of the right kind are used."""
+    words = [*tiny(), "audit=null", "validator.metrics=[]", "dataset.filter={view: [PA]}"]
+    folder = train(load_config(CONFIG, words))
+    content = checkpoint.read(folder / "last_0.pth")
+    places = [(entry,) for entry in (*checkpoint.OF_A_RUN, "probe", "labels_of")]
+    places += [("config", section) for section in ("trainor", "validator", "dataset")]
+    file = tmp_path / "x.pth"
+    scoring = ["ensemblor.post_processing=[]", "ensemblor.splits=[test]"]
+    codes = []
+    for place in places:
+        for value in (None, [3], {"x": [3]}):
+            checkpoint.write(changed(content, place, value), file)
+            try:
+                checkpoint.read_run(file, whole=True)
+            except UserError:
+                codes.append(2)
+                continue
+            more = [f"ckpt={file}", "overwrite=true"]
+            codes.append(main(["train", str(CONFIG), *words, *more]))  # no step is left
+            if value is None:
+                codes.append(main(["ensemble", str(CONFIG), *words, *more, *scoring]))
+    assert set(codes) == {0, 2} and codes.count(2) > 20, capfd.readouterr().err
 
 
 def test_what_needs_no_refusal_is_not_looked_at(contents, tmp_path, quiet):

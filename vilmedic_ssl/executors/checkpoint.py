@@ -138,7 +138,7 @@ def read(path: Path) -> dict[str, Any]:
     if (
         not isinstance(content, dict)
         or "model" not in content
-        or content.get("format", FORMAT) > FORMAT
+        or content.get("format", FORMAT) not in range(FORMAT + 1)
     ):
         raise UserError(
             f"{path} is not a checkpoint of this version: expected a `model` entry, format {FORMAT}"
@@ -146,8 +146,11 @@ def read(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_run(path: Path) -> dict[str, Any]:
+def read_run(path: Path, *, whole: bool = False) -> dict[str, Any]:
     """A checkpoint with what continues or evaluates a run, not the weights alone.
+
+    Args:
+        whole: true = also what only further training and scoring read is looked at.
 
     Raises:
         UserError: as `read`, or an entry is missing or of another kind.
@@ -158,7 +161,7 @@ def read_run(path: Path) -> dict[str, Any]:
             f"{path} is not a checkpoint of a run: it has no {missing[0]!r}; take one that "
             "training wrote"
         )
-    refuse_malformed(content, path)
+    refuse_malformed(content, path, whole=whole)
     return content
 
 

@@ -154,25 +154,30 @@ class Trainor:
         refuse_changes(content["config"], self.config, source)
         if self.ema:
             checkpoint.load_weights(self.ema.model, content["ema"] or content["model"], source)
+        self.progress = Progress(**content["progress"])
+        if self.progress.position >= self.epoch_steps:  # of versions that saved before they moved
+            self.progress.next_epoch()
+        self.saved_at = self.progress.step
+        try:
+            self._restore(content)
+        except Exception as error:  # torch and Python raise half a dozen kinds for odd states
+            told = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{source}: the state of its training does not fit ({told}); keep `freeze` and "
+                "`fix_predictor_rate` as they were, or start from its weights with init_from"
+            ) from error
+
+    def _restore(self, content: dict[str, Any]) -> None:
+        """The states of optimizer, scaler, probe and generators."""
         # The state is the checkpoint's, the arguments (lr, weight decay ...) are this config's.
         arguments = [{k: v for k, v in g.items() if k != "params"} for g in self._groups]
-        try:
-            self.optimizer.load_state_dict(content["optimizer"])
-        except ValueError as error:
-            raise UserError(
-                f"{source}: its optimizer state does not fit ({error}); keep `freeze` and "
-                "`fix_predictor_rate` as they were"
-            ) from error
+        self.optimizer.load_state_dict(content["optimizer"])
         for group, keys in zip(self._groups, arguments, strict=True):
             group.update(keys)
         if content["scaler"]:
             self.scaler.load_state_dict(content["scaler"])
         if self.probe:
             self.probe.load_state_dict(content.get("probe"))
-        self.progress = Progress(**content["progress"])
-        if self.progress.position >= self.epoch_steps:  # of versions that saved before they moved
-            self.progress.next_epoch()
-        self.saved_at = self.progress.step
         states = content["random"]
         checkpoint.set_random_state(states[dist.rank() % len(states)])
 

@@ -25,15 +25,22 @@ if TYPE_CHECKING:
     from vilmedic_ssl.experiment.settings import Experiment
 
 SPLITS = ("train", "validate", "test")
+AUDIT = "audit.json"
 WIDTH = 300  # letters of a finding in the terminal
 BY_PATIENT = ("patient", "study")  # leaks that a division by patient mends
 
 
-def audit_before(experiment: Experiment, node: Mapping[str, Any], folder: Path) -> list[Finding]:
+def audit_before(
+    experiment: Experiment, node: Mapping[str, Any], folder: Path, *, replace: bool = True
+) -> list[Finding]:
     """Audit the data of a run, say what is wrong (a line per kind), and keep all that was found in
     `<folder>/audit.json`.
 
     Where a leak stops the run, an older audit.json stays and the new one is audit_refused.json.
+
+    Args:
+        replace: false = an older audit.json stays until `keep_audit`, since the run may yet be
+            refused.
 
     Raises:
         Leak: a leak that is not allowed.
@@ -45,15 +52,17 @@ def audit_before(experiment: Experiment, node: Mapping[str, Any], folder: Path) 
     if settings is None:
         return []
 
-    def work() -> tuple[list[Finding], Path, str]:
+    def work() -> tuple[list[Finding], Path | None, str]:
         parts = list(experiment_parts(experiment, node))
         found = findings_of(parts, settings, experiment.workers, node)
-        name, config = "audit.json", ""
-        if _stopping(found) and (folder / name).is_file():
+        name, config = AUDIT, ""
+        there = (folder / name).is_file()
+        if _stopping(found) and there:
             name = "audit_refused.json"
         if any(item.kind in BY_PATIENT for item in _stopping(found)):
             config = shlex.quote(str(_write(folder, "config_refused.yml", yaml_config.dump(node))))
-        file = write_json(folder, name, found)
+        later = not replace and name == AUDIT and there and not _are_in(folder / AUDIT, found)
+        file = None if later else write_json(folder, name, found)
         told = refusal(found, parts, node["dataset"], settings, config=config, folder=folder)
         return found, file, told
 
@@ -64,10 +73,24 @@ def audit_before(experiment: Experiment, node: Mapping[str, Any], folder: Path) 
         first, *others = [item for item in wrong if item.kind == kind]
         more = f" (and {counted(len(others), 'finding')} more of this kind)" if others else ""
         console.warn(f"audit, {kind}: {textwrap.shorten(first.message, WIDTH)}{more}")
-    console.say(f"audit: {summary(found, ORDER[:2])} ({file})")
+    console.say(f"audit: {summary(found, ORDER[:2])}" + (f" ({file})" if file else ""))
     if told:
         raise Leak(told)
     return found
+
+
+def keep_audit(found: Sequence[Finding], folder: Path, seed: int) -> None:
+    """Write what was found in the data of a training that begins: to audit.json or, where that
+    says something else and other seeds lie in the folder, to audit_<seed>.json.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    if _are_in(folder / AUDIT, found):
+        return
+    others = set(folder.glob("config_*.yml")) - {folder / f"config_{seed}.yml"}
+    name = f"audit_{seed}.json" if others and (folder / AUDIT).is_file() else AUDIT
+    console.say(f"audit: findings in {write_json(folder, name, found)}")
 
 
 def experiment_parts(
@@ -191,6 +214,10 @@ def refusal(
     )
 
 
+def _are_in(file: Path, found: Sequence[Finding]) -> bool:
+    return file.is_file() and file.read_bytes() == _as_text(found).encode()
+
+
 def _are_findings(file: Path) -> bool:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -213,12 +240,15 @@ def write_json(folder: Path, name: str, found: Sequence[Finding], *, mark: str =
     Raises:
         UserError: it cannot be written, or something else stands there.
     """
-    from vilmedic_ssl.executors.sweep_table import as_json
-
     if not mark and (folder / name).exists() and not _are_findings(folder / name):
         raise UserError(f"{folder / name} is no audit of this program; move it away")
-    content = {"format": 1, MARK: mark, "findings": [item.as_dict() for item in found]}
-    return _write(folder, name, as_json(content))
+    return _write(folder, name, _as_text(found, mark))
+
+
+def _as_text(found: Sequence[Finding], mark: str = "") -> str:
+    from vilmedic_ssl.executors.sweep_table import as_json
+
+    return as_json({"format": 1, MARK: mark, "findings": [item.as_dict() for item in found]})
 
 
 def _write(folder: Path, name: str, text: str) -> Path:

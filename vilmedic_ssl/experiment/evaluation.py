@@ -21,6 +21,7 @@ from vilmedic_ssl.executors.sweep_table import as_json
 from vilmedic_ssl.experiment.data import hashes_of, take_classes
 from vilmedic_ssl.experiment.settings import Experiment, settled, typed
 from vilmedic_ssl.files import write_text
+from vilmedic_ssl.locks import only_one
 from vilmedic_ssl.schema import complete, without_weights
 
 if TYPE_CHECKING:
@@ -216,6 +217,27 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def claimed(
+    evaluation: Evaluation,
+    experiment: Experiment,
+    node: Mapping[str, Any],
+    files: Sequence[Path],
+    content: Mapping[str, Any],
+) -> Place:
+    """The place of an evaluation, taken: another seed that is scored meanwhile takes another one.
+
+    Args:
+        files, content: as of `place_of`.
+
+    Raises:
+        UserError: as `place_of`, or it cannot be written.
+    """
+    with only_one(experiment.folder / RECORD, f"taking its place in {experiment.folder}"):
+        place = place_of(evaluation, experiment, node, files, content)
+        place.claim(node)
+    return place
+
+
 def place_of(
     evaluation: Evaluation,
     experiment: Experiment,
@@ -317,6 +339,7 @@ def _main(evaluation: Evaluation, folder: Path, overwrite: bool) -> tuple[Place 
     unlike = evaluation.unlike(record)
     if "seed" in unlike:
         return None, f"the main report is of seed {record['seed']}"
+    overwrite = overwrite or _is_unfinished(record, evaluation, folder)
     if unlike and not overwrite:
         return None, (
             f"{_listed(unlike)} changed since the report in {folder}; overwrite=true replaces it"
@@ -329,6 +352,8 @@ def _main(evaluation: Evaluation, folder: Path, overwrite: bool) -> tuple[Place 
 def _own_folder(evaluation: Evaluation, folder: Path, why: str, overwrite: bool) -> Place:
     """The place of one evaluation and no other."""
     record = read_record(folder)
+    if record is not None:
+        overwrite = overwrite or _is_unfinished(record, evaluation, folder)
     if not overwrite:
         if record is None and _there(folder):
             raise UserError(
@@ -342,6 +367,13 @@ def _own_folder(evaluation: Evaluation, folder: Path, why: str, overwrite: bool)
                 "replace it with overwrite=true"
             )
     return Place(folder, evaluation, why, record, overwrite)
+
+
+def _is_unfinished(record: Mapping[str, Any], evaluation: Evaluation, folder: Path) -> bool:
+    """True where an evaluation ended before it had results, and is not at work: of the same seed,
+    whose lock is held.
+    """
+    return record.get("seed") == evaluation.seed and not (folder / WRITTEN[0]).is_file()
 
 
 def _there(path: Path) -> bool:

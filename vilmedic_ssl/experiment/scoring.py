@@ -22,7 +22,7 @@ from vilmedic_ssl.experiment.data import (
     warn_if_few,
     warn_of_another_budget,
 )
-from vilmedic_ssl.experiment.evaluation import evaluation_of, place_of, seed_of_choice
+from vilmedic_ssl.experiment.evaluation import claimed, evaluation_of, seed_of_choice
 from vilmedic_ssl.experiment.settings import Experiment, check, model_of, refuse_sweep, typed
 from vilmedic_ssl.experiment.texts import pin_text, take_text, texts_for
 from vilmedic_ssl.experiment.vae import pin_vae
@@ -93,8 +93,7 @@ def _ensemble(
         refuse_leaks(content, features, path)
         warn_of_another_budget(experiment, content, path)
     evaluation = evaluation_of(experiment, node, files, features)
-    place = place_of(evaluation, experiment, node, files, contents[0])
-    place.claim(node)
+    place = claimed(evaluation, experiment, node, files, contents[0])
     findings = audit_before(experiment, node, place.folder)
     if settings.post_processing:  # an unreadable image ends here, not in every plug-in
         for split in settings.splits:
@@ -167,7 +166,7 @@ def open_run(
         )
     seed = experiment.seed if own_seed else seed_of_choice(experiment)
     files = choose_checkpoints(experiment.folder, experiment.ensemblor.mode, experiment.ckpt, seed)
-    contents = [checkpoint.read_run(path) for path in files]
+    contents = [checkpoint.read_run(path, whole=True) for path in files]
     console.say(f"ensembling {len(files)} checkpoint(s): {', '.join(path.name for path in files)}")
     take_channels(node["dataset"], contents[0]["config"]["dataset"])
     take_classes(node["model"], contents[0]["config"]["model"])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vilmedic_ssl import console
 from vilmedic_ssl.errors import ConfigError, UserError
-from vilmedic_ssl.experiment.audit import audit_before
+from vilmedic_ssl.experiment.audit import audit_before, keep_audit
 from vilmedic_ssl.experiment.data import (
     dataset_of,
     hashes_of,
@@ -135,14 +135,14 @@ def _train(
     content = source = None
     if experiment.ckpt:
         source = checkpoint.find(run.folder, experiment.ckpt, run.seed)
-        content = checkpoint.read_run(source)
+        content = checkpoint.read_run(source, whole=True)
     goes_on = source is not None and source.parent.resolve() == run.folder.resolve()
     old = [] if goes_on else _old_files(run, experiment.overwrite)
     console.say(
         f"run {run.folder}, seed {run.seed}, device {device.type}, {dist.world_size()} process(es)"
     )
-    if audit:
-        audit_before(experiment, node, run.folder)
+    audit &= experiment.audit is not None
+    findings = audit_before(experiment, node, run.folder, replace=False) if audit else []
     texts = texts_for(node, content)
     if texts is not None:
         settle_flips(node)
@@ -227,6 +227,8 @@ def _train(
         if over := trainor.over():  # what lies there is that of the steps that were made
             console.say(f"already finished: {over} to go on")
             return run.folder
+    if audit:
+        dist.on_main(lambda: keep_audit(findings, run.folder, run.seed))
     dist.on_main(lambda: checkpoint.remove(old))
     if start is not None:
         dist.on_main(lambda: start.write(run.init_file))
