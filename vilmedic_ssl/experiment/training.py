@@ -128,7 +128,7 @@ def _train(
     from vilmedic_ssl.data.tokenizers import as_data
     from vilmedic_ssl.executors import checkpoint
     from vilmedic_ssl.executors.monitors import check_metrics, check_pairs, check_scores
-    from vilmedic_ssl.executors.preflight import refuse_undefined
+    from vilmedic_ssl.executors.preflight import refuse_single_scores, refuse_undefined
     from vilmedic_ssl.executors.reconstructions import Gallery
     from vilmedic_ssl.executors.trainor import Trainor
     from vilmedic_ssl.executors.validator import Validator
@@ -200,6 +200,7 @@ def _train(
         "trainor.early_stop_metric": settings.early_stop_metric,
     }
     refuse_undefined(validator, steering, train_set)
+    refuse_single_scores(model, scored, steering)
     gallery = None
     if number := experiment.validator.reconstructions:
         shown = scored[experiment.validator.splits[0]].dataset
