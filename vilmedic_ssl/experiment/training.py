@@ -176,7 +176,7 @@ def _train(
     check_pairs(metrics, 2 if texts is not None else model.views)
     check_scores(metrics, classifies=model.classifies, encodes=hasattr(model, "codes"))
     if train_set.views is not None:
-        model.refuse_views(train_set.views)
+        model.refuse_views(train_set.views, _views_key(node["dataset"]))
         model.refuse_images(train_set[0]["images"])
     for sentence in advise_on(train_set):
         console.warn(sentence)
@@ -263,6 +263,14 @@ def _tell_end(run: Run, metric: str) -> None:
             f"done: {run.folder}, without a best checkpoint, since no evaluation gave a {metric}; "
             f"score the last one with {command} ckpt=last"
         )
+
+
+def _views_key(dataset: Mapping[str, Any]) -> str:
+    """The key that sets the number of views, which the transform stands beside."""
+    for block in ("transform", "image"):
+        if isinstance(dataset.get(block), Mapping):
+            return f"dataset.{block}.views"
+    return "dataset.views"
 
 
 def _try(trainor: Trainor, dataset: MedicalDataset) -> None:
