@@ -36,9 +36,7 @@ def draw_files(folder: Path, side: int) -> None:
         small = Image.fromarray(rng.integers(0, 255, (side // 8, side // 8), dtype=np.uint8))
         noise = rng.normal(0, 2, (side, side))
         film = np.asarray(small.resize((side, side), Image.BICUBIC)) + noise
-        path = folder / "train" / f"{i:04d}.png"
-        path.parent.mkdir(exist_ok=True, parents=True)
-        Image.fromarray(film.clip(0, 255).astype(np.uint8)).save(path)
+        Image.fromarray(film.clip(0, 255).astype(np.uint8)).save(folder / f"{i:04d}.png")
 
 
 class Theirs(torch.utils.data.Dataset):
@@ -48,7 +46,7 @@ class Theirs(torch.utils.data.Dataset):
         from torchvision import transforms as T
 
         kernel = max(3, crop // 10 | 1)
-        self.files = sorted((folder / "train").iterdir())
+        self.files = sorted(folder.iterdir())
         self.views = T.Compose(
             [
                 T.RandomResizedCrop(crop),
@@ -75,6 +73,7 @@ def ours(folder: Path, side: int, crop: int, channels: str) -> Loader:
     transform = Transform(**keys, train="simclr-natural", cache=True)
     context = Context("train", augment=True)
     data = ImageFolder(context, root=str(folder), fractions={"train": 1.0}, transform=transform)
+    assert len(data) == COUNT
     batches = EpochBatches(len(data), batch_size=BATCH, seed=0, shuffle=True)
     return Loader(data, batches, workers=0, pin_memory=False)
 

@@ -18,7 +18,7 @@ def demonstrate(overrides: list[str]) -> int:  # exit code of the first stage th
     for command in (["download", "phantom"], train, ["ensemble", *words]):
         start = time.monotonic()
         if code := main(command):
-            console.say(f"run it again to continue, or `rm -r {RUN}` to start anew")
+            console.say(f"run it again to continue; `rm -r {RUN}` starts anew, if nobody uses it")
             return code
         rows.append((command[0], f"{time.monotonic() - start:.0f} s"))
     rows.append(("all", f"{time.monotonic() - begin:.0f} s"))

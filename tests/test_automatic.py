@@ -18,6 +18,7 @@ from vilmedic_ssl.data.automatic import automatic, of_table
 from vilmedic_ssl.data.datasets.base import Context
 from vilmedic_ssl.data.datasets.image_folder import ImageFolder
 from vilmedic_ssl.data.datasets.manifest import Manifest
+from vilmedic_ssl.data.datasets.tok import ImageDataset
 from vilmedic_ssl.data.divide import divide, pool
 from vilmedic_ssl.data.spread import NEAR, spread
 from vilmedic_ssl.data.transforms import Transform
@@ -377,3 +378,72 @@ def test_absolute_paths_below_the_root(tmp_path):
         assert all(file.is_file() for file in data.files.paths)
     with pytest.raises(UserError, match="leads out of .*set the root to a folder that holds them"):
         Manifest(Context("train"), manifest=path, root=str(tmp_path / "other"))
+
+
+def test_links_below_the_root_of_a_table_or_list_are_followed(tmp_path):
+    """A linked folder of images, and links to files of other names without an ending."""
+    names = [f"{i}.png" for i in range(3)]
+    folder(tmp_path / "disk", *names)
+    folder(tmp_path / "store", "a1b2", "c3d4", "e5f6")
+    data = tmp_path / "data"
+    link(data / "images", tmp_path / "disk")
+    for name, key in zip(names, ("a1b2", "c3d4", "e5f6"), strict=True):
+        link(data / "annex" / name, tmp_path / "store" / key)
+    paths = [f"{place}/{name}" for place in ("images", "annex") for name in names]
+    (data / "m.csv").write_text("\n".join(["path,split", *(f"{path},train" for path in paths)]))
+    (data / "train.image.tok").write_text("\n".join(paths))
+    there = [data / path for path in paths]
+    table = Manifest(Context("train"), manifest=str(data / "m.csv"), transform=PLAIN)
+    listed = ImageDataset(
+        Context("train"), root=str(data), file="image.tok", image_path=str(data), channels="gray"
+    )
+    for files in (table.files.paths, listed.files.paths):
+        assert files == there and all(path.is_file() for path in files)
+    (data / "out.csv").write_text("path,split\nimages/../../secret.png,train\n")
+    with pytest.raises(UserError, match="leads out of"):
+        Manifest(Context("train"), manifest=str(data / "out.csv"), transform=PLAIN)
+
+
+@pytest.mark.parametrize("place", ["train/sick", "validate", "sick"])
+def test_a_link_that_leads_nowhere_is_said(place, tmp_path, capsys):
+    """A class or a split on a disk that is not there."""
+    top = "train/" if "/" in place or place == "validate" else ""
+    folder(tmp_path, *(f"{top}{c}/{i}.png" for c in "ab" for i in range(6)))
+    link(tmp_path / place, "/disk/that/is/not/there")
+    read(tmp_path)
+    read(tmp_path, "validate")
+    said = capsys.readouterr().err
+    assert said.count(f"{tmp_path / place} (to /disk/that/is/not/there)") == 1
+    read(tmp_path, exclude=[place])
+    assert not capsys.readouterr().err
+
+
+def test_a_folder_around_the_classes_or_splits_is_said(tmp_path, capsys):
+    folder(tmp_path / "a b/archive", *(f"{c}/{i}.png" for c in "xy" for i in range(4)))
+    read(tmp_path / "a b")
+    assert f"write 'dataset.root={tmp_path}/a b/archive'" in capsys.readouterr().err
+    folder(tmp_path / "c/archive", *(f"{s}/x/{i}.png" for s in ("train", "test") for i in range(4)))
+    read(tmp_path / "c")
+    assert f"write dataset.root={tmp_path}/c/archive" in capsys.readouterr().err
+    read(tmp_path / "c/archive")
+    folder(tmp_path / "d", *(f"x/patient/{i}.png" for i in range(4)))
+    read(tmp_path / "d")
+    assert "dataset.root" not in capsys.readouterr().err
+
+
+def test_images_beside_the_class_folders_are_counted(tmp_path, capsys):
+    folder(tmp_path, "montage.png", *(f"{c}/{i}.png" for c in "xy" for i in range(4)))
+    read(tmp_path)
+    assert "1 of 9 images lie beside the class folders" in capsys.readouterr().err
+    read(tmp_path, exclude=["montage.png"])
+    assert "beside" not in capsys.readouterr().err
+
+
+def test_blank_paths_splits_and_rows_of_a_table(tmp_path, capsys):
+    path = tmp_path / "m.csv"
+    path.write_text("path,split\na.png,train\nb.png,\n,\n")  # the last as spreadsheets write it
+    assert Manifest(Context("train"), manifest=str(path), transform=PLAIN).ids == ["a.png"]
+    assert "split is blank in 1 of 2 rows, first b.png" in capsys.readouterr().err
+    path.write_text("path,split\na.png,train\n,train\n")
+    with pytest.raises(UserError, match="path is blank in 1 rows, first in row 2"):
+        Manifest(Context("train"), manifest=str(path), transform=PLAIN)

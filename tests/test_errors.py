@@ -108,7 +108,7 @@ CONFIG_MISTAKES = {
     "name with ..": (["name=../elsewhere"], ["name: '../elsewhere'", "below ckpt_dir"]),
     "absolute name": (["name=/tmp/x"], ["name: '/tmp/x'", "below ckpt_dir"]),
     "empty name": (["name=''"], ["name: ''"]),
-    "one view": (["dataset.transform.views=1"], ["views: 2"]),
+    "one view": (["dataset.transform.views=1"], ["write dataset.transform.views=2"]),
     "no view": (["dataset.transform.views=0"], ["dataset.transform.views", "1 or more"]),
     "unknown transform": (
         ["dataset.transform.train=[Blur]"],

@@ -13,6 +13,8 @@ from vilmedic_ssl.cli import main, parse, parser
 from vilmedic_ssl.data.recipes.elsewhere import ELSEWHERE
 from vilmedic_ssl.experiment import load_config
 from vilmedic_ssl.experiment.sweep_verb import plan_of
+from vilmedic_ssl.experiment.training import _views_key
+from vilmedic_ssl.schema import plain
 
 FILES = sorted((REPOSITORY / "vilmedic_ssl").rglob("*.py"))
 VERBS = parser()._subparsers._group_actions[0].choices
@@ -62,6 +64,22 @@ def test_what_follows_a_download(recipe, root):
     assert home.root.startswith(f"{root}/") and home.image_path == f"{root}/images/"
     folder = home.root.removeprefix(f"{root}/").rstrip("/")
     assert any(f"data/{folder}/" in one.layout for one in ELSEWHERE)
+
+
+VIEWS = {  # config: another dataset for it
+    "simclr-phantom": {},
+    "simclr-mimic": {},
+    "convirt-mimic": {},
+    "simclr-folder": {"name": "x", "dataset": "{proto: Manifest, manifest: m.csv}"},
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_the_key_of_the_views_can_be_pasted(name):
+    words = [f"{key}={value}" for key, value in VIEWS[name].items()]
+    path = f"config/SELFSUP/{name}.yml"
+    key = _views_key(plain(load_config(path, words))["dataset"])
+    assert load_config(path, [*words, f"{key}=7"]) != load_config(path, words)
 
 
 @pytest.mark.parametrize("kind", ["train", "lr_range"])

@@ -37,6 +37,27 @@ def no_step(monkeypatch):
 # ---------------------------------------------------------------- a single image
 
 
+@pytest.mark.parametrize("name", ["SimCLR", "BYOL"])
+def test_a_validation_loss_of_single_images_chooses_nothing(name, capsys):
+    """SimCLR's is 0 for every model; BYOL's compares views, not images."""
+    model = build(node_of(name, "no norm"))
+
+    def look(images, size, metric):
+        sampler = EpochBatches(images, batch_size=size, seed=0, shuffle=False)
+        loaders = {"validate": SimpleNamespace(sampler=sampler, dataset=[0] * images)}
+        preflight.refuse_single_scores(model, loaders, {"trainor.early_stop_metric": metric})
+
+    refused = contextlib.nullcontext()
+    for images, size, remedy in ((3, 1, "validator.batch_size=2"), (1, 4, "more images")):
+        if name == "SimCLR":
+            refused = pytest.raises(UserError, match=f"early_stop_metric: .*compares.*{remedy}")
+        with refused:
+            look(images, size, "validation_loss")
+        look(images, size, "top1")
+        assert (remedy in capsys.readouterr().err) == (name == "SimCLR")
+    look(5, 2, "validation_loss")
+
+
 class Images(list):
     collate = staticmethod(lambda items: {"images": torch.stack(items)})
 

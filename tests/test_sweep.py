@@ -6,6 +6,7 @@ import csv
 import json
 import multiprocessing
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from vilmedic_ssl.cli import main
 from vilmedic_ssl.errors import ConfigError, UserError
@@ -390,12 +392,34 @@ def test_a_range_test_takes_one_step_per_rate(tiny, tmp_path, capsys):
     told = json.loads((folder / "lr_range.json").read_text())
     assert told["lr"] == pytest.approx(np.geomspace(1e-6, 1e2, 12).tolist()[: len(told["lr"])])
     assert {path.name for path in folder.iterdir()} == {
-        *("lr_range.json", "lr_range.csv", "lr_range.png")
+        *("lr_range.json", "lr_range.csv", "lr_range.png", "audit.json")
     }
     assert 3 < told["loss"][0] < 5  # ln(2 * 16 - 1) = 3.43 is guessing: not divided by the batch
-    assert (told["suggestion"] is None) == (
-        "trainor.optim_params.lr=" not in capsys.readouterr().out
-    )
+    printed = capsys.readouterr()
+    assert (told["suggestion"] is None) == ("trainor.optim_params.lr=" not in printed.out)
+    assert "ensemble" not in printed.err  # there is nothing left to score
+    assert "eval_start" not in printed.err
+    assert f"({folder / 'audit.json'})" in printed.err
+
+
+def test_the_remedy_of_a_range_test_that_leaks_can_be_followed(tmp_path, capsys):
+    """The list of copies that it names is still there when the sweep has ended."""
+    for split in ("train", "validate"):
+        for i in range(12):
+            path = tmp_path / "images" / split / f"it's {i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            values = np.random.default_rng(i).integers(0, 255, (64, 64), dtype=np.uint8)
+            Image.fromarray(values).save(path)
+    words = [
+        "config/SELFSUP/simclr-folder.yml",
+        f"dataset.root={tmp_path / 'images'}",
+        f"ckpt_dir={tmp_path / 'ckpt'}",
+        *("name=range", "num_workers=0", "device=cpu", "sweep.measure=lr_range"),
+        "space={trainor.optim_params.lr: {low: 1e-6, high: 1e+2, log: true}}",
+    ]
+    assert main(["sweep", *words]) == 4
+    (list_of_copies,) = re.findall(r'"file:([^"]+)"', capsys.readouterr().err)
+    assert len(Path(list_of_copies).read_text().splitlines()) == 12
 
 
 def test_what_does_not_fit_is_told_apart_from_what_fails(tiny, tmp_path, capsys, monkeypatch):

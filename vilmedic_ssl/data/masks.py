@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vilmedic_ssl.data.paths import safe_join
+from vilmedic_ssl.data.paths import locate
 from vilmedic_ssl.data.read import read_image
 from vilmedic_ssl.errors import UserError
 
@@ -82,7 +82,7 @@ def _outline(row: dict[str, str], table: Path) -> Outline:
             f"dataset.masks: {table}, {row['path']}: values is {row['values']!r}; write the "
             "numbers from 0 to 255 that are inside, blanks between them, or nothing"
         )
-    return Outline(safe_join(table.parent, row["mask"]), side, tuple(map(int, numbers)))
+    return Outline(locate(table.parent, row["mask"]), side, tuple(map(int, numbers)))
 
 
 def joined(outlines: Sequence[Outline], size: tuple[int, int]) -> Tensor:

@@ -40,6 +40,23 @@ def digest_of(path: Path, kind: str = "sha256") -> str:
         return hashlib.file_digest(file, kind).hexdigest()
 
 
+def locate(root: str | Path, relative: str | Path) -> Path:
+    """Where an image of a table or list lies: `root / relative`, or an absolute path below `root`.
+
+    What a path says may not lead out of `root`. Links that lie below it do not count as its words:
+    they were put there by whoever holds the data, and are followed wherever they lead, as in a
+    folder without a table.
+
+    Raises:
+        UserError: `relative` leads out of `root`, by itself or by `..`.
+    """
+    base, text = os.path.abspath(root), str(relative)
+    target = os.path.abspath(os.path.join(base, text))
+    inside = Path(target).is_relative_to(base) and "\0" not in text
+    foreign = PureWindowsPath(text).anchor and not Path(text).is_absolute()  # C:\x
+    return Path(target) if inside and not foreign else safe_join(root, relative)
+
+
 def safe_join(root: str | Path, relative: str | Path) -> Path:
     """`root / relative` with links followed; the file need not exist.
 

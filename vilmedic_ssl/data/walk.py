@@ -19,12 +19,14 @@ class Walk:
         folders: likewise, each real one once.
         real: file -> where it is, links followed.
         repeats: link to a folder that is read elsewhere, or is above the link -> where it is read.
+        broken: links among the files that lead nowhere, as to a disk that is not there.
     """
 
     files: list[Path] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
     real: dict[Path, str] = field(default_factory=dict)
     repeats: dict[Path, Path] = field(default_factory=dict)
+    broken: list[Path] = field(default_factory=list)
 
 
 def walk(base: Path, passed: Callable[[Path], bool] = lambda folder: False) -> Walk:
@@ -84,6 +86,8 @@ def _read(
             if not _is_folder(entry):
                 found.files.append(path)
                 found.real[path] = os.path.realpath(path) if entry.is_symlink() else inside
+                if entry.is_symlink() and not path.exists():
+                    found.broken.append(path)
             elif entry.is_symlink():
                 links.append(path)
             else:

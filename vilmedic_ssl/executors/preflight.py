@@ -74,6 +74,35 @@ def _single(
     )
 
 
+def refuse_single_scores(
+    model: PretrainingModel, loaders: Mapping[str, Loader], steering: Mapping[str, str | None]
+) -> None:
+    """The loss of single images is the same for every model, where it compares images.
+
+    Args:
+        loaders: of the validator, per split.
+        steering: as of `refuse_undefined`.
+
+    Raises:
+        UserError: such a validation loss is to choose by; otherwise this is a warning.
+    """
+    for split, loader in loaders.items():
+        # what classes set compares images; what instances set (`coupled`) is a sum over the batch
+        if not type(model).coupled or max(map(len, loader.sampler.batches(0))) > 1:
+            continue
+        remedy = "write validator.batch_size=2 or more"
+        if len(loader.dataset) == 1:
+            remedy = f"give split {split!r} more images, for example with `vilmedic-ssl split`"
+        told = (
+            f"validation_loss says nothing, since batches of split {split!r} hold a single image "
+            f"and the loss of {type(model).__name__} compares images; {remedy}"
+        )
+        key = next((key for key, name in steering.items() if name == "validation_loss"), None)
+        if key is not None:
+            raise UserError(f"{key}: {told}")
+        console.warn(told)
+
+
 def refuse_undefined(
     validator: Validator, steering: Mapping[str, str | None], train: MedicalDataset
 ) -> None:

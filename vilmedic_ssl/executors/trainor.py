@@ -87,13 +87,19 @@ class Trainor:
         self.epoch_steps = len(loader)
         self.total_steps = min(settings.epochs * self.epoch_steps, settings.max_steps or 2**62)
         self._lr_factor()  # refuses wrong arguments before older files are removed
-        preflight.tell_never(
-            settings, self.schedule_keys, epoch_steps=self.epoch_steps, total=self.total_steps
-        )
         self.chunk = self._chunk()
         preflight.refuse_single_images(self.model, loader, settings, self.chunk, self.cast)
         self.monitor, self.meter = health.CollapseMonitor(), health.Meter()
         self.signals = Signals()
+
+    def tell_never(self) -> None:
+        """Warn of what is planned for a time after the end."""
+        preflight.tell_never(
+            self.settings,
+            self.schedule_keys,
+            epoch_steps=self.epoch_steps,
+            total=self.total_steps,
+        )
 
     @property
     def _groups(self) -> list[dict[str, Any]]:

@@ -37,7 +37,8 @@ def learning_rates(plan: Plan) -> None:
     seed, stopped = plan.settings.seeds[0], None
     with tempfile.TemporaryDirectory(dir=plan.folder, prefix="thrown-away-") as place:
         try:
-            train(plan.config(rising(plan) | {"ckpt_dir": place, "name": "range", "seed": seed}))
+            where = {"ckpt_dir": place, "name": "range", "seed": seed}
+            train(plan.config(rising(plan) | where), results=plan.folder)
         except Diverged as error:
             stopped = str(error)
         log = read_log(Path(place) / "range" / f"log_{seed}.jsonl")

@@ -54,6 +54,7 @@ def train(
     audit: bool = True,
     rehearse: bool = False,
     sweep_metric: str | None = None,
+    results: Path | None = None,
 ) -> Path:
     """Train what a config describes, from scratch or from its `ckpt`; returns the run folder. A
     config with a `flow` has all its stages trained and compared.
@@ -62,6 +63,8 @@ def train(
         audit: false = the caller has audited this data.
         rehearse: true = do all but the steps, and save the weights that they would begin with.
         sweep_metric: of the sweep that this is a trial of.
+        results: folder of a sweep that throws the run away: the audit writes there, so that what it
+            advises can be followed, and nothing is said of scoring the run.
 
     Raises:
         UserError: wrong config, data or checkpoint; another process is at work on the run.
@@ -87,7 +90,14 @@ def train(
     with run.owned("trained"):
         experiment = replace(experiment, seed=run.seed)
         return _train(
-            experiment, node, run, device, audit=audit, rehearse=rehearse, sweep_metric=sweep_metric
+            experiment,
+            node,
+            run,
+            device,
+            audit=audit,
+            rehearse=rehearse,
+            sweep_metric=sweep_metric,
+            results=results,
         )
 
 
@@ -110,6 +120,7 @@ def _train(
     audit: bool,
     rehearse: bool,
     sweep_metric: str | None,
+    results: Path | None,
 ) -> Path:
     """`train`, in a run folder that nobody else writes."""
     from vilmedic_ssl import dist
@@ -122,7 +133,7 @@ def _train(
         check_scores,
         learnable_from,
     )
-    from vilmedic_ssl.executors.preflight import refuse_undefined
+    from vilmedic_ssl.executors.preflight import refuse_single_scores, refuse_undefined
     from vilmedic_ssl.executors.reconstructions import Gallery
     from vilmedic_ssl.executors.trainor import Trainor
     from vilmedic_ssl.executors.validator import Validator
@@ -142,7 +153,7 @@ def _train(
         f"run {run.folder}, seed {run.seed}, device {device.type}, {dist.world_size()} process(es)"
     )
     audit &= experiment.audit is not None
-    findings = audit_before(experiment, node, run.folder, replace=False) if audit else []
+    findings = audit_before(experiment, node, results or run.folder, replace=False) if audit else []
     texts = texts_for(node, content)
     if texts is not None:
         settle_flips(node)
@@ -170,7 +181,7 @@ def _train(
     check_pairs(metrics, 2 if texts is not None else model.views)
     check_scores(metrics, classifies=model.classifies, encodes=hasattr(model, "codes"))
     if train_set.views is not None:
-        model.refuse_views(train_set.views)
+        model.refuse_views(train_set.views, _views_key(node["dataset"]))
         model.refuse_images(train_set[0]["images"])
     for sentence in advise_on(train_set):
         console.warn(sentence)
@@ -194,6 +205,7 @@ def _train(
         "trainor.early_stop_metric": settings.early_stop_metric,
     }
     refuse_undefined(validator, steering, train_set)
+    refuse_single_scores(model, scored, steering)
     gallery = None
     if number := experiment.validator.reconstructions:
         shown = scored[experiment.validator.splits[0]].dataset
@@ -218,6 +230,8 @@ def _train(
         },
         gallery=gallery,
     )
+    if results is None:
+        trainor.tell_never()
     if content is not None:
         trainor.load(content, source)
         at = trainor.progress
@@ -228,7 +242,7 @@ def _train(
             console.say(f"already finished: {over} to go on")
             return run.folder
     if audit:
-        dist.on_main(lambda: keep_audit(findings, run.folder, run.seed))
+        dist.on_main(lambda: keep_audit(findings, results or run.folder, run.seed))
     dist.on_main(lambda: checkpoint.remove(old))
     if start is not None:
         dist.on_main(lambda: start.write(run.init_file))
@@ -239,15 +253,31 @@ def _train(
         return run.folder
     trainor.fit()
     dist.gather_objects(None)  # none leaves while another still talks to it
+    if results is None:
+        _tell_end(run, settings.early_stop_metric)
+    return run.folder
+
+
+def _tell_end(run: Run, metric: str) -> None:
+    """How to score what was trained."""
+    from vilmedic_ssl.executors import checkpoint
+
     command = shlex.join(["vilmedic-ssl", "ensemble", str(run.config_file)])
     if checkpoint.best_files(run.folder, run.seed):
         console.say(f"done: {run.folder}; score it with {command}")
     else:
         console.say(
-            f"done: {run.folder}, without a best checkpoint, since no evaluation gave a "
-            f"{settings.early_stop_metric}; score the last one with {command} ckpt=last"
+            f"done: {run.folder}, without a best checkpoint, since no evaluation gave a {metric}; "
+            f"score the last one with {command} ckpt=last"
         )
-    return run.folder
+
+
+def _views_key(dataset: Mapping[str, Any]) -> str:
+    """The key that sets the number of views, which the transform stands beside."""
+    for block in ("transform", "image"):
+        if isinstance(dataset.get(block), Mapping):
+            return f"dataset.{block}.views"
+    return "dataset.views"
 
 
 def _try(trainor: Trainor, dataset: MedicalDataset) -> None:

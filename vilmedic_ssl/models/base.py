@@ -145,16 +145,18 @@ class PretrainingModel(nn.Module):
             UserError: the method cannot take such images.
         """
 
-    def refuse_views(self, found: int) -> None:
-        """Raises:
-        UserError: the method compares another number of views.
+    def refuse_views(self, found: int, key: str = "views") -> None:
+        """
+        Args:
+            key: of the config, that sets the number.
+
+        Raises:
+            UserError: the method compares another number of views.
         """
         if found != self.views:
             raise UserError(
                 f"{type(self).__name__} takes {self.views} view(s) of an image, found {found}; "
-                f"write views: {self.views} where the transform stands: dataset.views={self.views},"
-                f" dataset.image.views={self.views} for pairs, or dataset.transform.views="
-                f"{self.views} for a dataset with such a block"
+                f"write {key}={self.views}"
             )
 
 

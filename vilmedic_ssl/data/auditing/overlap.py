@@ -145,7 +145,7 @@ def repeated_pictures(seen: Pictures) -> Iterator[Finding]:
         unlike = sum(len({labels[i].tobytes() for i in numbers}) > 1 for numbers in alike)
         yield finding(
             "duplicate_image",
-            f"{part.name}: {counted(len(alike), 'picture')} stand there several times, pixel for "
+            f"{part.name}: {counted(len(alike), 'picture')} more than once, pixel for "
             f"pixel, {people:,} under several patients and {unlike:,} with different labels: "
             f"{named(examples)}",
             rows=part.rows(rows),

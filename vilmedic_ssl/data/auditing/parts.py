@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vilmedic_ssl.data.auditing.findings import Finding, finding
-from vilmedic_ssl.data.paths import safe_join
+from vilmedic_ssl.data.paths import locate
 from vilmedic_ssl.data.patients import Unknown, is_missing
 from vilmedic_ssl.errors import UserError
 from vilmedic_ssl.registry import closest
@@ -198,7 +198,7 @@ def from_table(
         return Part(
             name=prefix + (split or "blank"),
             ids=[row[name_of] for row in mine] if name_of else [f"row {i + 1}" for i in numbers],
-            paths=[safe_join(base, name) for name in names] if names else None,
+            paths=[locate(base, name) for name in names] if names else None,
             patients=values("patient"),
             studies=values("study"),
             texts=_texts(mine, columns),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
+import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -116,6 +118,7 @@ class ImageFolder(ImageRecords):
             number = {name: i for i, name in enumerate(self.label_names)}
             self.labels = np.array([number[image.label] for image in found], dtype=np.int64)
         self.files = ImageFiles([image.path for image in found], transform, augment=context.augment)
+        self._advise(everything)
         self._met = {}  # nobody carries all splits about
 
     def _below(self, paths: Sequence[Path]) -> list[str]:
@@ -151,10 +154,54 @@ class ImageFolder(ImageRecords):
             if real in met and not image.globs and not met[real].globs:
                 twice[path] = met[real].path
             met[real] = image if real not in met else self._once(met[real], image)
+        self._tell_broken(sorted(walked.broken))
         self._tell_repeats(base, walked.repeats, "folders", "not followed")
         self._tell_repeats(base, twice, "images", "left out")
         self._met[base] = sorted(met.values(), key=lambda image: image.path)
         return self._met[base]
+
+    def _advise(self, everything: Sequence[Found]) -> None:
+        """Warn where the folders are hardly what was meant."""
+        if self._folder(TRAIN) is None:
+            self._tell_outer(everything)
+        else:  # what lies beside the folders of the splits is walked by nobody
+            self._tell_broken(sorted(self.root.iterdir()))
+        used = [image for image in everything if not image.globs]
+        beside = sorted(image.path for image in used if not image.label)
+        if beside and len(beside) < len(used):
+            some = ", ".join(self._below(beside[:3]))
+            _warn(
+                f"{self.root}: {len(beside):,} of {len(used):,} images lie beside the class "
+                f"folders and count as a class without a name: {some}; move them into a folder, "
+                "or leave them out with dataset.exclude"
+            )
+
+    def _tell_outer(self, everything: Sequence[Found]) -> None:
+        """Warn of a single folder around those of the classes or splits, as archives have it."""
+        outer = {image.label for image in everything}
+        inner = {image.path.relative_to(self.root).parts[1:-1][:1] for image in everything}
+        if len(outer) == 1 and len(inner) > 1:
+            (name,) = outer
+            _warn(
+                f"{self.root}: everything lies in the folder {name}, which makes one class; where "
+                "the classes or splits are the folders in it, write "
+                + shlex.quote(f"dataset.root={self.root / name}")
+            )
+
+    def _tell_broken(self, paths: Sequence[Path]) -> None:
+        """Warn of links without an image's ending that lead nowhere; the others are read."""
+        links = [
+            path
+            for path in paths
+            if path.is_symlink()
+            and not path.exists()
+            and path.suffix.lower() not in SUFFIXES
+            and not matching(path.relative_to(self.root).as_posix(), self.exclude)
+        ]
+        if links:
+            some = ", ".join(f"{link} (to {os.readlink(link)})" for link in links[:3])
+            more = f" and {len(links) - 3:,} more" if len(links) > 3 else ""
+            _warn(f"links that lead nowhere, and what they held, are left out: {some}{more}")
 
     def _passed(self, folder: Path) -> bool:
         """True for a folder that a glob of `exclude` leaves out as a whole."""

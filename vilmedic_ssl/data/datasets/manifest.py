@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from torch import Tensor
 
+from vilmedic_ssl import console
 from vilmedic_ssl.compat import require
 from vilmedic_ssl.data.datasets.base import Context, ImageRecords
 from vilmedic_ssl.data.exclude import matching, refuse_idle
 from vilmedic_ssl.data.images import ImageFiles
 from vilmedic_ssl.data.masks import Masks, joined, read_masks
-from vilmedic_ssl.data.paths import safe_join
+from vilmedic_ssl.data.paths import locate
 from vilmedic_ssl.data.splits import FRACTIONS, split_patients
 from vilmedic_ssl.data.texts import TextSettings
 from vilmedic_ssl.data.transforms import Transform
@@ -63,6 +64,7 @@ def read_table(path: str | Path) -> list[Row]:
 
 
 def _not_empty(rows: list[Row], path: Path) -> list[Row]:
+    rows = [row for row in rows if any(row.values())]  # spreadsheets end in rows of commas
     if not rows:
         raise UserError(f"{path} has no rows; write one per image below the column names")
     return rows
@@ -127,11 +129,21 @@ class Manifest(ImageRecords):
                 if column not in labels:
                     hint = closest(column, labels)
                     raise ConfigError(f"dataset.{key}: {column!r} is no column of labels; {hint}")
+        if pathless := [n for n, row in enumerate(table, start=1) if not row["path"]]:
+            raise UserError(
+                f"{manifest}: path is blank in {len(pathless):,} rows, first in row {pathless[0]} "
+                "below the column names; write the image's path there, or take such rows out"
+            )
         if "split" not in columns:
             table = split_patients(table, fractions=fractions, label=label)
         kept = [row for row in table if all(_keeps(row[c], wanted) for c, wanted in filter.items())]
         refuse_idle(exclude, set(), lambda: [row["path"] for row in table], f"in {manifest}")
         kept = [row for row in kept if not matching(row["path"], exclude)]
+        if homeless := [row["path"] for row in kept if not row["split"]]:
+            _warn(
+                f"{manifest}: split is blank in {len(homeless):,} of {len(kept):,} rows, first "
+                f"{homeless[0]}; they are in no split"
+            )
         rows = [row for row in kept if row["split"] == context.split]
         if not rows:
             there = sorted({row["split"] for row in kept})
@@ -176,9 +188,9 @@ class Manifest(ImageRecords):
             self.labels = np.array([number[row[label]] for row in rows], dtype=np.int64)
         base = Path(root) if root else Path(manifest).parent
         self.files = ImageFiles(
-            [safe_join(base, row["path"]) for row in rows], transform, augment=context.augment
+            [locate(base, row["path"]) for row in rows], transform, augment=context.augment
         )
-        self.outlines = safe_join(base, masks) if masks else None
+        self.outlines = locate(base, masks) if masks else None
         self.named = {row["path"] for row in table}
 
     def _cell(self, row: Row, column: str, uncertain: Any, blank: Any) -> float:
@@ -217,6 +229,12 @@ class Manifest(ImageRecords):
 
     def content(self) -> Any:
         return [super().content(), self.reports or [""] * len(self)]
+
+
+@cache
+def _warn(text: str) -> None:
+    """Once: a split is built several times in a run."""
+    console.warn(text)
 
 
 def _keeps(value: str, wanted: Any) -> bool:

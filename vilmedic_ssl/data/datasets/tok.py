@@ -11,7 +11,7 @@ from vilmedic_ssl.data.datasets.base import Context, ImageRecords, MedicalDatase
 from vilmedic_ssl.data.images import ImageFiles
 from vilmedic_ssl.data.legacy_keys import modern
 from vilmedic_ssl.data.lines import lines_of
-from vilmedic_ssl.data.paths import safe_join
+from vilmedic_ssl.data.paths import locate
 from vilmedic_ssl.data.patients import patients_of
 from vilmedic_ssl.data.transforms import Transform
 from vilmedic_ssl.errors import ConfigError, MissingSplit, UserError
@@ -112,7 +112,7 @@ class ImageDataset(ImageRecords):
                     f"{root}/{context.split}.{file}, line {number}: blank; every line names an "
                     "image"
                 )
-            path = safe_join(folder, line.strip())
+            path = locate(folder, line.strip())
             paths.append(path.with_name(path.name + ext) if ext and not path.suffix else path)
         self.split, self.ids = context.split, [line.strip() for line in lines]
         self.augment = context.augment
