@@ -171,7 +171,9 @@ def test_patient_patterns():
     assert patients_of(["a"], None) is None
     with pytest.raises(UserError, match="no regular expression"):
         patients_of(["a"], "(")
-    with pytest.raises(UserError, match=r"'x\\d' matches no file name, for example not 'a'"):
+    with pytest.raises(
+        UserError, match=r"'x\\d' matches no file name, .* not 'a'; .*leave the key"
+    ):
         patients_of(["a"], r"x\d")
 
 

@@ -172,6 +172,9 @@ def test_unreadable_yaml(refused, tmp_path):
     path = tmp_path / "x.yml"
     path.write_text("name: x\nmodel: [1, 2\n")
     refused("train", path, words=["x.yml, line", "not readable YAML"])
+    path = tmp_path / "my table.csv"
+    path.write_text("path,diagnosis\na.png,x\n")
+    refused("split", path, "--out", tmp_path / "s.json", words=[f"'dataset.manifest={path}'"])
 
 
 def test_include_cycle(refused, tmp_path):

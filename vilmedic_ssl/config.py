@@ -25,6 +25,7 @@ from vilmedic_ssl.schema import default_proto
 
 REPOSITORY = Path(__file__).parents[1]
 TO_KEY = re.compile(r"\$\{\s*[\w.\[\]-]+\s*\}")
+TABLES = (".csv", ".tsv", ".parquet")  # the audit takes these, too, so others are tried with them
 TO_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:[^{}]*\}")
 
 
@@ -89,6 +90,12 @@ def read_texts(path: Path) -> dict[str, Any]:
 
 def _read_file(path: Path) -> dict[str, Any]:
     """One YAML file, its scalars as they are written."""
+    if path.suffix.lower() in TABLES:
+        raise ConfigError(
+            f"{path} is a table, no config; name a .yml file such as "
+            "config/SELFSUP/simclr-phantom.yml, followed by "
+            f"{shlex.quote(f'dataset.manifest={path}')} and the keys of its labels"
+        )
     try:
         text = path.read_text(encoding="utf-8-sig")
         scalars.refuse_line_ends(text)

@@ -111,7 +111,7 @@ def patients_of(
     if names and not any(matches) and not any(map(expression.search, among)):
         raise UserError(
             f"dataset.patient_pattern: '{pattern}' matches no file name, for example not "
-            f"{names[0]!r}"
+            f"{names[0]!r}; correct it, or leave the key out where names do not tell the patient"
         )
     return [
         next((group for group in m.groups() if group is not None), m.group(0)) if m else ""
