@@ -297,3 +297,13 @@ def test_a_misspelt_required_key_is_named(words, told):
     with pytest.raises(UserError) as caught:
         load_config(FILE, [*words, "name=x"])
     assert told in str(caught.value)
+
+
+def test_keys_that_fall_with_a_proto_are_named_once(capfd):
+    words = ["dataset={proto: Manifest, manifest: x.csv}", "model.cnn.backbone=resnet18"]
+    for _ in range(2):
+        config.load(FILE, words)
+    (sentence,) = [line for line in capfd.readouterr().err.splitlines() if "another proto" in line]
+    assert sentence.startswith("dataset: ") and "transform" in sentence
+    config.load(FILE, ["dataset={proto: ImageFolder, root: x}"])
+    assert "another proto" not in capfd.readouterr().err

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from vilmedic_ssl import scalars
+from vilmedic_ssl import console, scalars
 from vilmedic_ssl.errors import ConfigError
 from vilmedic_ssl.registry import closest, is_other_proto
 from vilmedic_ssl.scalars import Unreadable, Written, opened
@@ -184,7 +184,20 @@ def apply_override(node: Any, keys: Sequence[str], value: Any, text: str) -> Non
         old = node[slot] if isinstance(node, list) else node.get(slot)
         owner = node.get("proto") if isinstance(node, dict) else None
         node[slot] = _laid(old, value, owner, key) if last else opened(old)
+        if last:
+            _tell_fallen(".".join(keys), opened(old), node[slot])
         node = node[slot]
+
+
+def _tell_fallen(where: str, old: Any, new: Any) -> None:
+    """Name the keys that a block of another proto does not keep."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        fallen = [str(key) for key in old if key not in new]
+        if fallen:
+            console.say_once(
+                f"{where}: a block of another proto replaces the one of the file, whose keys "
+                f"{', '.join(fallen)} do not count any more"
+            )
 
 
 def refuse_resolvers(node: Any, where: str, allow_env: bool) -> None:
