@@ -93,6 +93,17 @@ def test_sweeps_vary_what_was_typed(word, tmp_path):
     assert pasted.dataset.root == word and pasted.dataset.classes == [word]
 
 
+def test_sweeps_vary_text_below_a_key_of_text(tmp_path):
+    space = (
+        "space={dataset.filter: {choices: {a: {view: [on, 007]}, b: {view: 1e5}}}, "
+        "dataset.filter.view: {choices: [PA, no, [1_0]]}}"
+    )
+    words = [f"ckpt_dir={tmp_path}", "sweep.sampler=grid", "sweep.metric=validation_loss", space]
+    axes = plan_of("config/SELFSUP/simclr-phantom.yml", words).settings.space
+    assert axes["dataset.filter"].choices == {"a": {"view": ["on", "007"]}, "b": {"view": "1e5"}}
+    assert axes["dataset.filter.view"].choices == ["PA", "no", ["1_0"]]
+
+
 def test_stages_of_a_flow_get_text(tmp_path):
     path = "config/FLOW/simclrv2-folder.yml"
     stage = next(iter(config.load(path)["flow"]["stages"]))
