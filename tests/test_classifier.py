@@ -236,7 +236,7 @@ def test_training_tells_and_keeps_what_it_did(tiny, capsys):
     with pytest.raises(UserError, match=r"with shuffle as trainor\.sampling, which its state"):
         train(sampled)
     config["trainor"]["lr_scales"] = None
-    with pytest.raises(UserError, match=r"trainor\.lr_scales, which its state depends on"):
+    with pytest.raises(UserError, match=r"trainor\.lr_scales, which its state"):
         train({**config, "ckpt": "last"})
 
 
