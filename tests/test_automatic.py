@@ -377,3 +377,17 @@ def test_absolute_paths_below_the_root(tmp_path):
         assert all(file.is_file() for file in data.files.paths)
     with pytest.raises(UserError, match="leads out of .*set the root to a folder that holds them"):
         Manifest(Context("train"), manifest=path, root=str(tmp_path / "other"))
+
+
+def test_a_split_without_a_fraction_is_refused_with_what_gives_it_one(tmp_path):
+    two = {"train": 0.5, "validate": 0.5}
+    rows = [{"path": f"x/{i}.png", "dx": "a"} for i in range(6)]
+    table = write(tmp_path / "m.csv", rows)
+    words = "made from it are train, validate; give test a share in dataset.fractions"
+    with pytest.raises(UserError, match=words):
+        Manifest(Context("test"), manifest=table, transform=PLAIN, fractions=two)
+    with pytest.raises(UserError, match=words):
+        ImageFolder(Context("test"), root=str(tmp_path), transform=PLAIN, fractions=two)
+    table = write(tmp_path / "m.csv", [{**row, "split": "train"} for row in rows])
+    with pytest.raises(UserError, match="write test in the column split"):
+        Manifest(Context("test"), manifest=table, transform=PLAIN)

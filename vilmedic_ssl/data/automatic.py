@@ -44,6 +44,15 @@ def automatic(
     return list(homes)
 
 
+def no_share(split: str, fractions: Mapping[str, float]) -> str:
+    """What to say of a split that is asked for and has no fraction, as the end of a sentence."""
+    return (
+        f"the splits made from it are {', '.join(fractions)}; give {split} a share in "
+        "dataset.fractions, which makes all of them anew, or leave it out of validator.splits or "
+        "ensemblor.splits"
+    )
+
+
 @lru_cache(maxsize=4)  # every split of a run asks
 def _automatic(
     groups: tuple[str, ...],

@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from vilmedic_ssl.compat import require
+from vilmedic_ssl.data.automatic import no_share
 from vilmedic_ssl.data.datasets.base import Context, ImageRecords
 from vilmedic_ssl.data.exclude import matching, refuse_idle
 from vilmedic_ssl.data.images import ImageFiles
@@ -140,6 +141,8 @@ class Manifest(ImageRecords):
                 if there
                 else f"dataset.filter {dict(filter)} keeps none"
             )
+            if "split" not in columns and context.split not in fractions:
+                hint = no_share(context.split, fractions)
             raise MissingSplit(f"{manifest}: no row for split {context.split!r}; {hint}")
         self.split, self.ids = context.split, [row["path"] for row in rows]
         if len(set(self.ids)) < len(rows):
