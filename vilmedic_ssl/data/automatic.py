@@ -1,7 +1,8 @@
 """The division of data that comes without one: by patient, even in what the data says of images.
 
 It depends on everything that is there, and not on what a config leaves out or asks for, so that
-leaving images out, or asking for other labels, moves none of the others.
+leaving images out, or asking for other labels, moves none of the others; a `label` of more classes
+than a column of categories has is the exception.
 """
 
 from __future__ import annotations

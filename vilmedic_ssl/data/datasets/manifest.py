@@ -86,7 +86,8 @@ class Manifest(ImageRecords):
         exclude: globs on the path, for example `*/masks/*`, or `file:LIST`, a text file with one
             path a line, taken as it is; each must match something.
         fractions: share of the splits, made by patient when there is no `split` column, even in
-            findings and other columns of few values; no other key moves an image.
+            findings and other columns of few values; of the other keys only `label` moves images,
+            where its column has more than 20 classes, or than a third of the patients.
         masks: CSV file below root with the outlines of findings, for plug-ins that ask where a
             model looks: columns path (as in the manifest), finding (a label's name) and mask (an
             image as large as the one it belongs to, bright inside; relative to this file); and
