@@ -447,3 +447,17 @@ def test_blank_paths_splits_and_rows_of_a_table(tmp_path, capsys):
     path.write_text("path,split\na.png,train\n,train\n")
     with pytest.raises(UserError, match="path is blank in 1 rows, first in row 2"):
         Manifest(Context("train"), manifest=str(path), transform=PLAIN)
+
+
+def test_a_split_without_a_fraction_is_refused_with_what_gives_it_one(tmp_path):
+    two = {"train": 0.5, "validate": 0.5}
+    rows = [{"path": f"x/{i}.png", "dx": "a"} for i in range(6)]
+    table = write(tmp_path / "m.csv", rows)
+    words = "made from it are train, validate; give test a share in dataset.fractions"
+    with pytest.raises(UserError, match=words):
+        Manifest(Context("test"), manifest=table, transform=PLAIN, fractions=two)
+    with pytest.raises(UserError, match=words):
+        ImageFolder(Context("test"), root=str(tmp_path), transform=PLAIN, fractions=two)
+    table = write(tmp_path / "m.csv", [{**row, "split": "train"} for row in rows])
+    with pytest.raises(UserError, match="write test in the column split"):
+        Manifest(Context("test"), manifest=table, transform=PLAIN)

@@ -248,7 +248,7 @@ def test_safetensors(foreign, tmp_path, monkeypatch):
         start_from(model, path)
 
 
-def test_the_first_layers_of_a_projection_stay_under_a_classifier(tmp_path):
+def test_the_first_layers_of_a_projection_stay_under_a_classifier(tmp_path, capsys):
     """And what a model wants to start afresh, does."""
     head = {"projection_dim": 8, "layers": 3, "batch_norm": True}
     old, node = model_of("SimCLR", projection=head)
@@ -262,6 +262,7 @@ def test_the_first_layers_of_a_projection_stay_under_a_classifier(tmp_path):
     assert start.kept == ["head.weight", "head.bias"]
     start = start_from(new, saved(stirred(new), node, tmp_path / "b.pth"))
     assert start.kept == ["head.weight", "head.bias"]
+    assert "no place" not in capsys.readouterr().err  # what is cut on purpose
 
 
 def test_an_encoder_is_filled_whole_or_it_is_said(tmp_path, capsys):

@@ -12,7 +12,7 @@ from conftest import CONFIG
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vilmedic_ssl import config, scalars
+from vilmedic_ssl import config, console, scalars
 from vilmedic_ssl.errors import ConfigError, UserError
 from vilmedic_ssl.executors.sweep_space import words_of
 from vilmedic_ssl.experiment import load_config
@@ -91,6 +91,17 @@ def test_sweeps_vary_what_was_typed(word, tmp_path):
     assert printed[:2] == ["vilmedic-ssl", "train"]
     pasted = load_config(printed[2], printed[3:])
     assert pasted.dataset.root == word and pasted.dataset.classes == [word]
+
+
+def test_sweeps_vary_text_below_a_key_of_text(tmp_path):
+    space = (
+        "space={dataset.filter: {choices: {a: {view: [on, 007]}, b: {view: 1e5}}}, "
+        "dataset.filter.view: {choices: [PA, no, [1_0]]}}"
+    )
+    words = [f"ckpt_dir={tmp_path}", "sweep.sampler=grid", "sweep.metric=validation_loss", space]
+    axes = plan_of("config/SELFSUP/simclr-phantom.yml", words).settings.space
+    assert axes["dataset.filter"].choices == {"a": {"view": ["on", "007"]}, "b": {"view": "1e5"}}
+    assert axes["dataset.filter.view"].choices == ["PA", "no", ["1_0"]]
 
 
 def test_stages_of_a_flow_get_text(tmp_path):
@@ -299,7 +310,8 @@ def test_a_misspelt_required_key_is_named(words, told):
     assert told in str(caught.value)
 
 
-def test_keys_that_fall_with_a_proto_are_named_once(capfd):
+def test_keys_that_fall_with_a_proto_are_named_once(capfd, monkeypatch):
+    monkeypatch.setattr(console, "_told", set())
     words = ["dataset={proto: Manifest, manifest: x.csv}", "model.cnn.backbone=resnet18"]
     for _ in range(2):
         config.load(FILE, words)

@@ -9,7 +9,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from vilmedic_ssl.errors import ConfigError
 from vilmedic_ssl.registry import find
@@ -157,6 +157,8 @@ def annotation_at(node: Mapping[str, Any], cls: type, path: str) -> Any:
     for key in path.split("."):
         types_of: dict[str, Any] = {}
         for choice in _alternatives(annotation):
+            if isinstance(choice, AsText):
+                return Annotated[Any, choice]
             if isinstance(choice, (Kind, Part)) and isinstance(value, Mapping):
                 folder = choice.folder if isinstance(choice, Kind) else None
                 types_of |= _types(value, None, folder)
@@ -175,5 +177,5 @@ def _alternatives(annotation: Any) -> list[Any]:
         return [one for part in typing.get_args(annotation) for one in _alternatives(part)]
     if typing.get_origin(annotation) is typing.Annotated:
         inner, mark = typing.get_args(annotation)[:2]
-        return [mark] if isinstance(mark, (Kind, Part)) else _alternatives(inner)
+        return [mark] if isinstance(mark, (Kind, Part, AsText)) else _alternatives(inner)
     return [annotation]

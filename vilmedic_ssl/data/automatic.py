@@ -1,7 +1,8 @@
 """The division of data that comes without one: by patient, even in what the data says of images.
 
 It depends on everything that is there, and not on what a config leaves out or asks for, so that
-leaving images out, or asking for other labels, moves none of the others.
+leaving images out, or asking for other labels, moves none of the others; a `label` of more classes
+than a column of categories has is the exception.
 """
 
 from __future__ import annotations
@@ -42,6 +43,15 @@ def automatic(
     bits = np.ascontiguousarray(table_NL, dtype=bool)
     homes = _automatic(tuple(groups), bits.tobytes(), bits.shape[1], names, shares, seed)
     return list(homes)
+
+
+def no_share(split: str, fractions: Mapping[str, float]) -> str:
+    """What to say of a split that is asked for and has no fraction, as the end of a sentence."""
+    return (
+        f"the splits made from it are {', '.join(fractions)}; give {split} a share in "
+        "dataset.fractions, which makes all of them anew, or leave it out of validator.splits or "
+        "ensemblor.splits"
+    )
 
 
 @lru_cache(maxsize=4)  # every split of a run asks

@@ -110,7 +110,7 @@ def start_from(model: PretrainingModel, source: str | Path, *, seed: int | None 
     chosen = key_map(own, weights, model.core)
     _look_at_the_image_encoder(model, weights, [n for n in own if n.startswith(ENCODER)], chosen)
     _look_at_the_text_encoder(weights, [n for n in own if n.startswith(TEXT)], chosen)
-    _look_at_the_rest(weights, own, model.fresh, chosen)
+    _look_at_the_rest(weights, own, (*model.fresh, *model.cut), chosen)
     _refuse_odd_values(weights, chosen.taken)
     filled: dict[str, Tensor] = {}
     changed: dict[str, str] = {}
@@ -238,19 +238,22 @@ def _look_at_the_text_encoder(weights: Weights, text: list[str], chosen: KeyMap)
 
 
 def _look_at_the_rest(
-    weights: Weights, own: Iterable[str], fresh: tuple[str, ...], chosen: KeyMap
+    weights: Weights, own: Iterable[str], partial: tuple[str, ...], chosen: KeyMap
 ) -> None:
     """Warn of tensors that are left over in other parts that a file fills: further layers of a
     projection, a decoder or a transformer.
+
+    Args:
+        partial: beginnings of own names of parts that need not take everything.
     """
     left: dict[str, None] = {}  # names, each once
     for part, home in (chosen.parts or {"": ""}).items():
         encoder = part != "" and (ENCODER.startswith(part) or TEXT.startswith(part))
-        if not encoder and not part.startswith(TARGET):
+        if not encoder and not part.startswith((TARGET, *partial)):
             words = {name.removeprefix(part).split(".")[0] for name in own}
             there = (name for name in weights.tensors if name.startswith(home))
             left |= dict.fromkeys(name for name in there if home or name.split(".")[0] in words)
-    elsewhere = (ENCODER, TEXT, *fresh)
+    elsewhere = (ENCODER, TEXT, *partial)
     used = set(chosen.taken.values())
     surplus = [
         name

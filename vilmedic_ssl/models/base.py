@@ -36,6 +36,7 @@ class PretrainingModel(nn.Module):
         judged: beginning of the names of the encoder's tensors that `encode` reads: what another
             model that starts from this one (`init_from`) gets as its `cnn.`.
         fresh: beginnings of names of tensors that `init_from` leaves as they are.
+        cut: beginnings of names of parts that end before the last layer they were trained with.
         classifies: True when `encode` gives `scores`.
         spreads: True when embeddings that lie close together are a sign of collapse.
         pixels: True when images are wanted as they are, in [0, 1], and not normalised.
@@ -49,6 +50,7 @@ class PretrainingModel(nn.Module):
     forward_batch_size: int | None = None
     judged: str = "cnn."
     fresh: tuple[str, ...] = ()
+    cut: tuple[str, ...] = ()
     classifies: bool = False
     spreads: bool = True
     pixels: bool = False

@@ -119,6 +119,7 @@ class Classifier(PretrainingModel):
         if projection is not None:
             whole = projection.head(width)
             self.projection, width = up_to(whole, selector), widths_of(whole)[selector]
+            self.cut = ("projection.",) * (len(self.projection) < len(whole))
         ordinal = task == "ordinal"
         self.head = OrdinalHead(width, classes) if ordinal else nn.Linear(width, classes)
         if zero_head:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from vilmedic_ssl import console
-from vilmedic_ssl.data.automatic import automatic, of_folders
+from vilmedic_ssl.data.automatic import automatic, no_share, of_folders
 from vilmedic_ssl.data.datasets.base import Context, ImageRecords
 from vilmedic_ssl.data.exclude import matching, refuse_idle
 from vilmedic_ssl.data.images import SUFFIXES, ImageFiles
@@ -247,10 +247,8 @@ class ImageFolder(ImageRecords):
     def _of_split(self, split: str, fractions: dict[str, float]) -> list[Found]:
         if self._folder(TRAIN) is None:
             if split not in fractions:
-                made = ", ".join(fractions)
-                raise MissingSplit(
-                    f"{self.root} has no folder {split!r}; the splits made from it are {made}"
-                )
+                hint = no_share(split, fractions)
+                raise MissingSplit(f"{self.root} has no folder {split!r}; {hint}")
             return self._made(self.root, fractions, split)
         folder = self._folder(split)
         if self._folder(VALIDATE) is None and split in (TRAIN, VALIDATE):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vilmedic_ssl import console
 from vilmedic_ssl.compat import require
+from vilmedic_ssl.data.automatic import no_share
 from vilmedic_ssl.data.datasets.base import Context, ImageRecords
 from vilmedic_ssl.data.exclude import matching, refuse_idle
 from vilmedic_ssl.data.images import ImageFiles
@@ -87,7 +88,8 @@ class Manifest(ImageRecords):
         exclude: globs on the path, for example `*/masks/*`, or `file:LIST`, a text file with one
             path a line, taken as it is; each must match something.
         fractions: share of the splits, made by patient when there is no `split` column, even in
-            findings and other columns of few values; no other key moves an image.
+            findings and other columns of few values; of the other keys only `label` moves images,
+            where its column has more than 20 classes, or than a third of the patients.
         masks: CSV file below root with the outlines of findings, for plug-ins that ask where a
             model looks: columns path (as in the manifest), finding (a label's name) and mask (an
             image as large as the one it belongs to, bright inside; relative to this file); and
@@ -152,6 +154,8 @@ class Manifest(ImageRecords):
                 if there
                 else f"dataset.filter {dict(filter)} keeps none"
             )
+            if "split" not in columns and context.split not in fractions:
+                hint = no_share(context.split, fractions)
             raise MissingSplit(f"{manifest}: no row for split {context.split!r}; {hint}")
         self.split, self.ids = context.split, [row["path"] for row in rows]
         if len(set(self.ids)) < len(rows):
