@@ -5,8 +5,11 @@ one writes stays as it is, and the sentence that says so names what to write ins
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -255,3 +258,39 @@ def test_a_picture_of_another_program_is_another(tmp_path):
     Image.new("L", (2, 2)).save(tmp_path / "a.png")
     with pytest.raises(UserError, match="holds something else"):
         output_place(tmp_path / "a.png", "b.png", ["preview", 1])
+
+
+def test_names_of_files_that_are_not_utf8_reach_every_file_of_a_run(tmp_path):
+    """Old archives hold Latin-1 names; their bytes are escaped in JSON, and written as they are."""
+    rng = np.random.default_rng(0)
+    for split, number in (("train", 9), ("validate", 4), ("test", 4)):
+        for label in ("a", "b"):
+            folder = tmp_path / "data" / split / label
+            folder.mkdir(parents=True)
+            for i in range(number):
+                pixels = rng.integers(0, 255, (32, 32), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+            try:
+                os.rename(folder / "0.png", os.fsencode(folder) + b"/\xe9.png")
+            except OSError:
+                pytest.skip("names on this disk are UTF-8")
+    shutil.copy(
+        os.fsencode(tmp_path / "data/train/a") + b"/\xe9.png", tmp_path / "data/test/a/8.png"
+    )
+    words = [f"dataset.root={tmp_path / 'data'}", f"ckpt_dir={tmp_path / 'ckpt'}", "name=odd"]
+    words += ["num_workers=0", "device=cpu", "trainor.batch_size=8", "trainor.max_steps=2"]
+    words += ["dataset.transform.resize=32", "dataset.transform.crop=32", "validator.metrics=[]"]
+    words += ["model.cnn.backbone=test_resnet", "trainor.lr_decay=constant"]
+    words += ["trainor.lr_decay_params=null", "audit.allow=[file, pixels, patient]"]
+    words += ["ensemblor.post_processing=[classification, failure_gallery]"]
+    supervised = CONFIG.with_name("supervised-folder.yml")
+    assert main(["train", str(supervised), *words]) == 0
+    run = tmp_path / "ckpt/odd"
+    findings = json.loads((run / "audit.json").read_text())  # UTF-8, and the same name again
+    assert "\udce9.png" in json.dumps(findings, ensure_ascii=False)
+    assert main(["ensemble", str(run / "config_0.yml")]) == 0
+    assert json.loads((run / "evaluation.json").read_text())["failed"] == []
+    out = tmp_path / "splits.json"
+    assert main(["split", str(supervised), *words, "--out", str(out)]) == 0
+    again = [*words, f"split_file={out}", "seed=1"]
+    assert main(["train", str(supervised), *again]) == 0

@@ -60,8 +60,10 @@ def _partial(path: Path, mode: int) -> tuple[Path, int]:
         os.close(handle)
 
 
-def write_text(path: str | Path, text: str, errors: str = "strict") -> None:
-    """Write UTF-8, lines as they are; raises as `atomic`."""
+def write_text(path: str | Path, text: str, errors: str = "surrogateescape") -> None:
+    """Write UTF-8, lines as they are, names of files that are not UTF-8 as the bytes they are on
+    disk; raises as `atomic`.
+    """
     content = text.encode("utf-8", errors)  # before anything is opened
     with atomic(path) as file:
         file.write(content)

@@ -150,7 +150,10 @@ def _ranked(cohort: Cohort, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
     seed and name alone, so that it is the same whoever else is there.
     """
     of_N, counts_GL, sizes_G = cohort.per_patient(cohort.table_NL)
-    words = [f"{seed}/{name}".encode() for name in np.unique(np.array(cohort.groups)).tolist()]
+    words = [
+        f"{seed}/{name}".encode(errors="surrogateescape")
+        for name in np.unique(np.array(cohort.groups)).tolist()
+    ]
     hashes = [hashlib.blake2b(word, digest_size=8).digest() for word in words]
     order_G = np.array(sorted(range(len(hashes)), key=hashes.__getitem__), dtype=np.int64)
     place_G = np.empty_like(order_G)

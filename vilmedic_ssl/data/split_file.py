@@ -103,7 +103,7 @@ def write_splits(splits: SplitFile) -> None:
     text += ',\n "rows": [\n' + ",\n".join(rows) + "\n]}\n"
     try:
         splits.path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(splits.path, text)
+        write_text(splits.path, text, errors="backslashreplace")
     except OSError as error:
         raise UserError(f"cannot write {splits.path} ({error.strerror}); change --out") from error
 

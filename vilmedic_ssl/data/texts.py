@@ -225,7 +225,12 @@ def _words(encoding: Any) -> list[int]:
 
 
 def _number(name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 1
+    return (
+        int.from_bytes(
+            hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest(), "big"
+        )
+        >> 1
+    )
 
 
 _told: set[str] = set()

@@ -108,7 +108,12 @@ def perturbed(images: Tensor, ids: Iterable[str], noise: Tensor) -> list[Tensor]
 
 
 def _noise(name: str, shape: torch.Size) -> Tensor:
-    seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 1
+    seed = (
+        int.from_bytes(
+            hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest(), "big"
+        )
+        >> 1
+    )
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 

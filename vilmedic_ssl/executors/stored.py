@@ -55,7 +55,7 @@ def _form(content: Mapping[str, Any]) -> dict[str, bool]:
         "ema": content["ema"] is None or _are_tensors(content["ema"]),
         "trained_on": content["trained_on"] is None or _are_members(content["trained_on"]),
         "labels_of": content.get("labels_of") is None or _are_members(content["labels_of"]),
-        "progress": _is_progress(content["progress"]),
+        "progress": content["progress"] is None or _is_progress(content["progress"]),
         "tokenizer": tokenizer is None or _is_tokenizer(tokenizer),
         "label_names": names is None or _are(str, names),
     }
@@ -68,6 +68,7 @@ def _form_of_state(content: Mapping[str, Any]) -> dict[str, bool]:
     return {
         "seed": content["seed"] is not None,
         "trained_on": content["trained_on"] is not None,
+        "progress": content["progress"] is not None,
         "data": isinstance(data, Mapping) and _are(str, [*data, *data.values()]),
         "random": bool(states) and _are(Mapping, states),
         "optimizer": isinstance(content["optimizer"], Mapping),

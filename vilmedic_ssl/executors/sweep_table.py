@@ -33,7 +33,9 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def as_json(content: Any) -> str:
-    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    """Readable JSON; of names of files that are not UTF-8 the odd bytes are escaped."""
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    return text.encode(errors="backslashreplace").decode()
 
 
 def write_table(rows: Sequence[Row], folder: Path, keys: Sequence[str], about: Any) -> None:

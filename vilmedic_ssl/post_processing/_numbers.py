@@ -142,5 +142,9 @@ def write_table(table: dict[str, Value], path: Path) -> Path:
             data.setdefault(name, {}).update(zip(("value", "low", "high"), value, strict=True))
         elif isinstance(value, float):
             data.setdefault(name, {})["value"] = value
-    path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps(data, indent=1, ensure_ascii=False) + "\n",
+        encoding="utf-8",
+        errors="backslashreplace",
+    )
     return path

@@ -169,7 +169,7 @@ def _warn_of_opposites(table: dict[str, Value], where: str) -> None:
 
 def write_prompts(rows: Sequence[tuple[str, OfPrompt]], path: Path) -> Path:
     """split, label, prompt, the negative beside it, AUROC (empty where undefined)."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         write = csv.writer(file).writerow
         write(["split", "label", "prompt", "against", "auroc"])
         for split, of in rows:

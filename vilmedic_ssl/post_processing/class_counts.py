@@ -72,7 +72,7 @@ def counts_of(labels: np.ndarray, classes: int) -> Counts:
 
 
 def _write(found: dict[str, Counts], names: list[str], path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         write = csv.writer(file).writerow
         write(["split", "class", "positive", "known", "images"])
         for split, counts in found.items():

@@ -301,7 +301,7 @@ def write_predictions(part: SplitFeatures, score_NC: np.ndarray, path: Path) -> 
     names, y = part.label_names, part.labels
     findings = y is not None and y.ndim == 2
     told = [f"label/{name}" for name in names] if findings else ["label"]
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         write = csv.writer(file).writerow
         write(["id", "patient", *told, *(f"score/{name}" for name in names)])
         for i, name in enumerate(part.ids):

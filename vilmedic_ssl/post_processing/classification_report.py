@@ -44,7 +44,7 @@ def classification_report(
         stem = out / f"classification_report_{scored.judge}_{features.tag}_{scored.name}"
         text, table = stem.with_name(f"{stem.name}.txt"), stem.with_name(f"{stem.name}.csv")
         text.write_text(as_text(lines, digits=digits), encoding="utf-8")
-        with table.open("w", newline="", encoding="utf-8") as file:
+        with table.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             write = csv.writer(file).writerow
             write(["class", *HEADER])
             for name, values, support in lines:

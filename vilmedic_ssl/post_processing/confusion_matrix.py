@@ -67,7 +67,7 @@ def two_by_two(y_NC: np.ndarray, score_NC: np.ndarray) -> np.ndarray:
 
 
 def _write_classes(count_CC: np.ndarray, names: Sequence[str], path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         write = csv.writer(file).writerow
         write(["true \\ predicted", *names, *(f"% {name}" for name in names)])
         for name, row, share in zip(names, count_CC, _shares(count_CC), strict=True):
@@ -75,7 +75,7 @@ def _write_classes(count_CC: np.ndarray, names: Sequence[str], path: Path) -> No
 
 
 def _write_findings(count_C22: np.ndarray, names: Sequence[str], path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         write = csv.writer(file).writerow
         write(["finding", "true negative", "false positive", "false negative", "true positive"])
         for name, count in zip(names, count_C22, strict=True):

@@ -118,7 +118,7 @@ def cases_of_findings(scored: Scored, n: int) -> dict[str, list[Case]]:
 
 
 def _write(cases: Sequence[Case], ids: Sequence[str], path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         write = csv.writer(file).writerow
         write(["id", "true", "predicted", "probability"])
         for case in cases:
@@ -151,7 +151,8 @@ def _draw(
             _short(f"said {case.predicted}", end=True),
             f"with {case.probability:.2f}",
         ]
-        plot.set_title("\n".join(words), fontsize=8, loc="left", color="#1b1f24")
+        shown = "\n".join(words).encode(errors="backslashreplace").decode()  # not all UTF-8
+        plot.set_title(shown, fontsize=8, loc="left", color="#1b1f24")
     figure.suptitle(title, x=0.02, ha="left", fontsize=11)
     figure.savefig(path, dpi=150)
 

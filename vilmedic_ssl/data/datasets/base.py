@@ -140,7 +140,10 @@ class MedicalDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
     def members(self) -> Tensor:
         """(N,) int64, sorted: each sample's id as 63 bits, to find the same sample elsewhere."""
-        bits = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in self.ids]
+        bits = [
+            hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest()
+            for name in self.ids
+        ]
         return torch.tensor(sorted(int.from_bytes(b, "big") >> 1 for b in bits))
 
     def card(self) -> dict[str, Any]:
