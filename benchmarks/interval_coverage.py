@@ -205,7 +205,7 @@ def coverage(case: Case, patients: int, *, cohorts: int, draws: int, seed: int =
     for k in range(cohorts):
         cohort = Cohort.made(patients, draws, seed + 1_000_003 * k)
         values, support, limits, truth = case(cohort)
-        found = Resampled(values[0], values[1:], support, np.array(limits), asked=draws)
+        found = Resampled(values[0], values[1:], support, np.array(limits), requested=draws)
         low, high = found.interval()
         if np.isfinite(low):
             held += bool(low <= truth <= high)

@@ -104,15 +104,15 @@ def _locked(lock: Path, doing: str | None = None) -> int | None:
     """The lock file, open and locked; None where another one has it and it is not said what that
     one is `doing`, for which this one waits.
     """
-    told = False
+    announced = False
     while True:
         handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
         _HANDLES.add(handle)
         locked = hold(handle)
         if locked is False and doing is not None:
-            if not told:
+            if not announced:
                 console.say(f"another process is {doing}; waiting")
-            told = True
+            announced = True
             locked = hold(handle, wait=True)
         if locked is None and sys.platform != "win32":
             console.warn(

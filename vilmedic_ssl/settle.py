@@ -89,17 +89,19 @@ def _has_keys(annotation: Any) -> bool:
 
 def _types(node: Mapping[str, Any], cls: type | None, folder: str | None = None) -> dict[str, Any]:
     """Annotation per key, under every name of the key, of the class that a block is made of."""
-    made: Any = cls
+    target: Any = cls
     if (cls is None or "proto" not in schema(cls)) and isinstance(node.get("proto"), str):
         try:
-            made = find(node["proto"], folder=folder)
+            target = find(node["proto"], folder=folder)
         except ConfigError:  # told when it is checked
-            made = cls
-    if made is None:
+            target = cls
+    if target is None:
         return {}
-    known = {name: key.annotation for name, key in schema(made).items()}
-    aliases = getattr(made, "KEY_ALIASES", {})
-    return known | {given: known[name] for given, name in aliases.items() if name in known}
+    annotations = {name: key.annotation for name, key in schema(target).items()}
+    aliases = getattr(target, "KEY_ALIASES", {})
+    return annotations | {
+        alias: annotations[name] for alias, name in aliases.items() if name in annotations
+    }
 
 
 def _marked(node: Any, args: tuple[Any, ...], where: str) -> Any:

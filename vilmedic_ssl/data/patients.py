@@ -41,13 +41,13 @@ def tell_apart(names: Sequence[Any], ids: Sequence[str], kind: str) -> list[str]
         ids: of the samples, which tell unknown ones apart.
         kind: patient or study.
     """
-    told = [
+    named = [
         Unknown(f"unknown {kind} of {own}")
         if isinstance(name, Unknown) or is_missing(name)
         else str(name).strip()
         for name, own in zip(names, ids, strict=True)
     ]
-    return None if all(isinstance(name, Unknown) for name in told) else told
+    return None if all(isinstance(name, Unknown) for name in named) else named
 
 
 def count_unknown(names: Sequence[str] | None) -> int:

@@ -94,11 +94,11 @@ def surplus_of(
     wanted: Iterable[str], place: str, used: Iterable[str], theirs: Iterable[str]
 ) -> list[str]:
     """The names of `theirs` at a place, in parts that the network has, that nothing was used of."""
-    parts, known = {key.split(".")[0] for key in wanted}, set(used)
+    parts, matched = {key.split(".")[0] for key in wanted}, set(used)
     inner = {
         name: spelled(name.removeprefix(place))
         for name in theirs
-        if name.startswith(place) and name not in known
+        if name.startswith(place) and name not in matched
     }
     return [
         name

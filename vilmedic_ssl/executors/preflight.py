@@ -93,14 +93,14 @@ def refuse_single_scores(
         remedy = "write validator.batch_size=2 or more"
         if len(loader.dataset) == 1:
             remedy = f"give split {split!r} more images, for example with `vilmedic-ssl split`"
-        told = (
+        sentence = (
             f"validation_loss says nothing, since batches of split {split!r} hold a single image "
             f"and the loss of {type(model).__name__} compares images; {remedy}"
         )
         key = next((key for key, name in steering.items() if name == "validation_loss"), None)
         if key is not None:
-            raise UserError(f"{key}: {told}")
-        console.warn(told)
+            raise UserError(f"{key}: {sentence}")
+        console.warn(sentence)
 
 
 def refuse_undefined(
@@ -125,14 +125,14 @@ def refuse_undefined(
         for split, dataset in read.items():
             if not (problem := _undefined(name, dataset, None if split == "train" else learnable)):
                 continue
-            told = f"{name} says nothing, since split {split!r} {problem}"
+            sentence = f"{name} says nothing, since split {split!r} {problem}"
             key = next((key for key, chosen in steering.items() if chosen == name), None)
             if key is None:
-                console.warn(f"validator.metrics: {told}")
+                console.warn(f"validator.metrics: {sentence}")
                 continue
             raise UserError(
-                f"{key}: {told}; write {key}=validation_loss, or divide the data by patient and "
-                "class, for example with `vilmedic-ssl split`"
+                f"{key}: {sentence}; write {key}=validation_loss, or divide the data by patient "
+                "and class, for example with `vilmedic-ssl split`"
             )
 
 

@@ -30,9 +30,9 @@ def refuse_changes(then: Mapping[str, Any], now: Mapping[str, Any], source: Any)
     before, after = dict(_fixed(then)), dict(_fixed(now))
     for key, (meaning, value) in before.items():
         if key in after and after[key][0] != meaning:  # an older config lacks newer keys
-            told = "null" if value is None else value
+            text = "null" if value is None else value
             raise UserError(
-                f"{source} was trained with {told} as {key}, which its state or the meaning of its "
+                f"{source} was trained with {text} as {key}, which its state or the meaning of its "
                 f"scores depends on; write {shlex.quote(words_of({key: value})[0])}, or start a "
                 f"run of another name= from its weights with init_from={shlex.quote(str(source))}"
             )

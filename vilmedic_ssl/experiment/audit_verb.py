@@ -62,8 +62,8 @@ def audit_target(
     from vilmedic_ssl.report_audit import write_audit
 
     parts, settings, default, node = _open(target, overrides)
-    made_from = ["audit", *_sources(target, overrides, against)]
-    folder, mark = output_place(out, default, made_from, files=FILES, overwrite=overwrite)
+    sources = ["audit", *_sources(target, overrides, against)]
+    folder, mark = output_place(out, default, sources, files=FILES, overwrite=overwrite)
     compared = ""
     if against is not None:
         name = Path(against.rstrip("/")).stem

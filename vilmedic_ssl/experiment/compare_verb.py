@@ -33,8 +33,8 @@ def compare(
 
     groups = groups_of(runs)
     rows = rows_of(groups)
-    made_from = ["compare", sorted(str(Path(run).resolve()) for run in runs)]
-    folder, mark = output_place(out, "compare", made_from, files=FILES, overwrite=overwrite)
+    sources = ["compare", sorted(str(Path(run).resolve()) for run in runs)]
+    folder, mark = output_place(out, "compare", sources, files=FILES, overwrite=overwrite)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "compare.csv", as_csv(rows))

@@ -68,8 +68,8 @@ def explain(
 
     _refuse_unwritable(Path(out or DEFAULT))
     words = [backbone, classes, wanted, method, layer, square, size, beside]
-    made_from = ["explain", str(image), str(weights), *words]
-    file, mark = output_place(out, DEFAULT, made_from, overwrite=overwrite)
+    sources = ["explain", str(image), str(weights), *words]
+    file, mark = output_place(out, DEFAULT, sources, overwrite=overwrite)
     if method == "grad_cam" and square is not None:
         raise UserError("--square is for --method occlusion; leave it out, or write that")
     if method == "occlusion" and layer is not None:

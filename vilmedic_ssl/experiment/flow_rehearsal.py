@@ -60,10 +60,10 @@ def rehearse(
 
 def _first(todo: Sequence[Step]) -> Iterator[Step]:
     """One step per stage and budget: seeds differ in nothing but what is drawn."""
-    seen: set[Key] = set()
+    keys: set[Key] = set()
     for step in todo:
-        if _key(step) not in seen:
-            seen.add(_key(step))
+        if _key(step) not in keys:
+            keys.add(_key(step))
             yield step
 
 
@@ -76,7 +76,7 @@ def _set_up(
 ) -> None:
     from vilmedic_ssl.experiment.training import train
 
-    made: dict[Key, Path | None] = {}
+    checkpoints: dict[Key, Path | None] = {}
     absent: set[Key] = set()
     for step in todo:
         source = None
@@ -84,20 +84,22 @@ def _set_up(
             if _key(step.source) in absent:
                 absent.add(_key(step))
                 continue
-            known = made.get(_key(step.source))
-            source = known if _key(step.source) in made else steps.checkpoint(step.source)
+            rehearsed = checkpoints.get(_key(step.source))
+            source = (
+                rehearsed if _key(step.source) in checkpoints else steps.checkpoint(step.source)
+            )
         try:
             if step.stage.trains:
                 config = {**steps.config(step, source), "ckpt_dir": str(place), "num_workers": 0}
                 run = train({**config, "name": step.folder}, audit=False, rehearse=True)
-                made[_key(step)] = run / f"last_{step.seed}.pth"
+                checkpoints[_key(step)] = run / f"last_{step.seed}.pth"
             elif step.stage.model is not None:
                 _build(steps.config(step, None))
-                made[_key(step)] = None
+                checkpoints[_key(step)] = None
             else:
-                made[_key(step)] = source
+                checkpoints[_key(step)] = source
             if step.stage.judged_by:
-                _refuse_seen(made[_key(step)], data[step.name], split)
+                _refuse_leak(checkpoints[_key(step)], data[step.name], split)
         except Unobtainable as error:
             if not step.stage.optional:
                 raise _named(step, error) from error
@@ -139,7 +141,7 @@ def _refuse_budget(step: Step, data: Data) -> None:
         raise _named(step, error) from error
 
 
-def _refuse_seen(path: Path | None, data: Data, split: str) -> None:
+def _refuse_leak(path: Path | None, data: Data, split: str) -> None:
     """Raises:
     Leak: the weights of a checkpoint have learned from images of the split that is reported.
     """
@@ -150,9 +152,9 @@ def _refuse_seen(path: Path | None, data: Data, split: str) -> None:
     if path is None:
         return
     members = data.splits[split].members()
-    known = int(torch.isin(members, checkpoint.read_run(path)["trained_on"]).sum())
-    if known:
+    count = int(torch.isin(members, checkpoint.read_run(path)["trained_on"]).sum())
+    if count:
         raise Leak(
-            f"{known} of {len(members)} images of split {split!r} are among those a stage learns "
+            f"{count} of {len(members)} images of split {split!r} are among those a stage learns "
             "from, or started from; take them out of its data, or write other weights"
         )

@@ -21,7 +21,7 @@ MARK = "made_from"
 def output_place(
     out: str | Path | None,
     default: str | Path,
-    made_from: Any,
+    sources: Any,
     *,
     files: Sequence[str] = (),
     overwrite: bool = False,
@@ -31,7 +31,7 @@ def output_place(
     Args:
         out: what the user asked for; None = `default`, or where that holds something else the
             first of `default-2`, `default-3` ... that does not.
-        made_from: plain data that says which verb writes, and from what.
+        sources: plain data that says which verb writes, and from what.
         files: what is written into the folder `out`, the JSON file with the mark first; () = `out`
             is a PNG file with the mark inside.
         overwrite: take the place whatever it holds.
@@ -39,7 +39,7 @@ def output_place(
     Raises:
         UserError: `out` was named and holds something else.
     """
-    mark = digest(made_from)
+    mark = digest(sources)
     path = Path(default if out is None else out)
     if overwrite or not _holds_another(path, files, mark):
         return path, mark

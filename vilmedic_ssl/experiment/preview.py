@@ -55,8 +55,8 @@ def preview(
     from vilmedic_ssl.data.advice import advise_on
 
     node = check(plain(config))
-    made_from = ["preview", node["dataset"], node["split_file"], node["seed"], images]
-    file, mark = output_place(out, DEFAULT, made_from, overwrite=overwrite)
+    sources = ["preview", node["dataset"], node["split_file"], node["seed"], images]
+    file, mark = output_place(out, DEFAULT, sources, overwrite=overwrite)
     experiment = typed(node)
     texts = texts_for(node)
     if texts is not None:

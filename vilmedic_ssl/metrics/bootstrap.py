@@ -31,7 +31,7 @@ class Resampled:
         draws: (R, *value.shape); nan where a draw does not define a number.
         support: what each number rests on, broadcast against `value`.
         limits: between which each number lies, (..., 2), broadcast likewise.
-        asked: draws that were asked for.
+        requested: number of draws requested.
         unit: what was drawn, "patients" or "images".
         stated: `support` was given by who called; else that of all rows.
     """
@@ -40,7 +40,7 @@ class Resampled:
     draws: np.ndarray
     support: Support
     limits: np.ndarray
-    asked: int
+    requested: int
     unit: str = "patients"
     stated: bool = True
 
@@ -55,7 +55,7 @@ class Resampled:
         were asked for.
         """
         low, high = t_interval(self.value, self.variance(), self.support.freedom, self.limits)
-        exact = self._at_limit() & (self.withheld() == "") & (self.asked >= FEWEST)
+        exact = self._at_limit() & (self.withheld() == "") & (self.requested >= FEWEST)
         ends = exact_interval(self.value, self.support.equal, self.limits)
         return np.where(exact, ends[0], low), np.where(exact, ends[1], high)
 
@@ -68,7 +68,7 @@ class Resampled:
         """Of every number over samples of other patients; nan where it says nothing: no interval,
         or a number at its limit.
         """
-        silent = (self.withheld() != "") | np.isnan(self.value) | (self.asked < FEWEST)
+        silent = (self.withheld() != "") | np.isnan(self.value) | (self.requested < FEWEST)
         silent |= self._at_limit()
         return np.where(silent, np.nan, _variance(self.draws) * self.support.inflation)
 
@@ -76,24 +76,24 @@ class Resampled:
         """Per number why it has no interval, in words; "" where it has one or needs none: nothing
         was asked for (fewer than 20 draws), or the number itself is undefined.
         """
-        asked, shape = self.asked, self.value.shape
+        requested, shape = self.requested, self.value.shape
         support = [np.broadcast_to(x, shape) for x in (self.support.groups, self.support.freedom)]
         spread, lost = _variance(self.draws), self.lost
         fixed = (spread < 1e-20) & ~self._at_limit()
         words = np.full(shape, "", dtype=object)
         for at in np.ndindex(shape):
             groups, freedom = int(support[0][at]), float(support[1][at])
-            if np.isnan(self.value[at]) or asked < FEWEST:
+            if np.isnan(self.value[at]) or requested < FEWEST:
                 continue
             if freedom < LEAST - 1e-9:
                 unit = self.unit[:-1] if groups == 1 else self.unit
                 words[at] = f"{groups:,} {unit}"
                 if groups > LEAST:
                     words[at] += ", some with most of the images"
-            elif lost[at] > (MOST_LOST if self.stated else RARE) * asked:
-                words[at] = f"undefined in {lost[at]:,} of {asked:,} draws"
-            elif asked - lost[at] < FEWEST:
-                words[at] = f"only {asked - lost[at]:,} draws define it"
+            elif lost[at] > (MOST_LOST if self.stated else RARE) * requested:
+                words[at] = f"undefined in {lost[at]:,} of {requested:,} draws"
+            elif requested - lost[at] < FEWEST:
+                words[at] = f"only {requested - lost[at]:,} draws define it"
             elif fixed[at]:
                 words[at] = SAME
         return words
@@ -101,10 +101,10 @@ class Resampled:
 
 def _variance(draws: np.ndarray) -> np.ndarray:
     """Over the draws that define a number; 0 for fewer than two."""
-    known = ~np.isnan(draws)
-    count = known.sum(axis=0)
-    mean = np.where(known, draws, 0).sum(axis=0) / np.maximum(count, 1)
-    square = np.where(known, (draws - mean) ** 2, 0).sum(axis=0)
+    defined = ~np.isnan(draws)
+    count = defined.sum(axis=0)
+    mean = np.where(defined, draws, 0).sum(axis=0) / np.maximum(count, 1)
+    square = np.where(defined, (draws - mean) ** 2, 0).sum(axis=0)
     return square / np.maximum(count - 1, 1)
 
 
@@ -134,12 +134,12 @@ def t_interval(
         width, part = high - low, (value - low) / (high - low)
         inside = (part > 0) & (part < 1)
         middle, step = np.log(part / (1 - part)), reach / (width * part * (1 - part))
-        found = []
+        ends = []
         for side in (-1, 1):
             plain = np.clip(value + side * reach, low, high)
             curved = low + width / (1 + np.exp(-(middle + side * step)))
-            found.append(np.where(bounded, np.where(inside, curved, np.nan), plain))
-    return found[0], found[1]
+            ends.append(np.where(bounded, np.where(inside, curved, np.nan), plain))
+    return ends[0], ends[1]
 
 
 def exact_interval(value: Any, patients: Any, limits: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -164,8 +164,8 @@ def exact_interval(value: Any, patients: Any, limits: Any) -> tuple[np.ndarray, 
 def counts_of_draws(groups: int, draws: int, seed: int) -> np.ndarray:
     """(R, G) int64: how often each group is in each draw of `resample`."""
     rng = np.random.default_rng(seed)
-    drawn = [rng.integers(groups, size=groups) for _ in range(draws)]
-    return np.array([np.bincount(g, minlength=groups) for g in drawn]).reshape(-1, groups)
+    groups_RG = [rng.integers(groups, size=groups) for _ in range(draws)]
+    return np.array([np.bincount(g, minlength=groups) for g in groups_RG]).reshape(-1, groups)
 
 
 def resample(
@@ -199,19 +199,19 @@ def resample(
     _, of_N, size_G = np.unique(name_N, return_inverse=True, return_counts=True)
     member_N, start_G = np.argsort(of_N, kind="stable"), np.cumsum(size_G) - size_G
     value = np.asarray(fn(*arrays), dtype=np.float64)
-    rng, drawn = np.random.default_rng(seed), []
+    rng, values = np.random.default_rng(seed), []
     for _ in range(draws if len(size_G) > 1 else 0):
         g = rng.integers(len(size_G), size=len(size_G))
         size = size_G[g]
         first = np.repeat(start_G[g] - (np.cumsum(size) - size), size)
         row = member_N[first + np.arange(size.sum())]
-        drawn.append(np.asarray(fn(*(a[row] for a in arrays)), dtype=np.float64))
+        values.append(np.asarray(fn(*(a[row] for a in arrays)), dtype=np.float64))
     return Resampled(
         value,
-        np.array(drawn).reshape(-1, *value.shape),
+        np.array(values).reshape(-1, *value.shape),
         Support.of([np.ones(rows, dtype=bool)], name_N) if support is None else support,
         np.broadcast_to(np.asarray(limits, np.float64), (*value.shape, 2)),
-        asked=draws,
+        requested=draws,
         unit="images" if groups is None else "patients",
         stated=support is not None,
     )
@@ -244,6 +244,6 @@ def bootstrap(
     Raises:
         UserError: unequal numbers of rows.
     """
-    found = resample(fn, *arrays, groups=groups, draws=draws, seed=seed, limits=limits)
-    low, high = found.interval()
-    return float(found.value), float(low), float(high)
+    resampled = resample(fn, *arrays, groups=groups, draws=draws, seed=seed, limits=limits)
+    low, high = resampled.interval()
+    return float(resampled.value), float(low), float(high)

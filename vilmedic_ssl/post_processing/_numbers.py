@@ -39,8 +39,8 @@ def numbered(names: Sequence[str], found: Resampled) -> dict[str, Value]:
         table[name] = (value, below, above) if np.isfinite([below, above]).all() else value
         if withheld:
             table[f"{name}/{INTERVAL}"] = f"no interval: {withheld}"
-        elif lost > NOTED * max(1, found.asked):
-            table[f"{name}/{INTERVAL}"] = f"undefined in {lost:,} of {found.asked:,} draws"
+        elif lost > NOTED * max(1, found.requested):
+            table[f"{name}/{INTERVAL}"] = f"undefined in {lost:,} of {found.requested:,} draws"
     return table
 
 
@@ -86,13 +86,13 @@ class Left:
 
     def notes(self, means: Iterable[str]) -> dict[str, Value]:
         """ "<mean>/left_out" -> which are left out and why; {} when none is."""
-        told = []
+        reasons = []
         if self.untaught:
-            told.append(f"{', '.join(self.untaught)} (not learnt from train)")
+            reasons.append(f"{', '.join(self.untaught)} (not learnt from train)")
         if self.one_kind:
-            told.append(f"{', '.join(self.one_kind)} (one kind in the split)")
+            reasons.append(f"{', '.join(self.one_kind)} (one kind in the split)")
         count = len(self.untaught) + len(self.one_kind)
-        text = f"{count} of {self.classes}: {'; '.join(told)}"
+        text = f"{count} of {self.classes}: {'; '.join(reasons)}"
         return {f"{mean}/{LEFT_OUT}": text for mean in means} if self else {}
 
 
@@ -124,9 +124,9 @@ def warn_of_intervals(plugin: str, split: str, found: Resampled) -> None:
             f"no interval, as too few {found.unit} stand behind them ({first}); each says so"
         )
     lost = int(np.where(words == "", found.lost, 0).max(initial=0))
-    if lost > NOTED * max(1, found.asked):
+    if lost > NOTED * max(1, found.requested):
         warn(
-            f"{plugin}: up to {lost:,} of {found.asked:,} bootstrap draws of {split} missed a "
+            f"{plugin}: up to {lost:,} of {found.requested:,} bootstrap draws of {split} missed a "
             "class and do not count where it is needed; read these intervals with care"
         )
 
