@@ -25,7 +25,7 @@ from vilmedic_ssl.post_processing.linear_probe import linear_probe
 from vilmedic_ssl.report import write_report
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-import interval_coverage  # noqa: E402
+from interval_coverage import CASES, PATIENTS, Cohort, coverage  # noqa: E402
 
 # ---------------------------------------------------------------- draws
 
@@ -119,7 +119,7 @@ def test_an_interval_stays_within_its_limits_and_a_perfect_score_has_one():
 
 
 def test_the_simulation_draws_as_the_package_does():
-    cohort = interval_coverage.Cohort.made(12, draws=50, seed=3)
+    cohort = Cohort.made(12, draws=50, seed=3)
     y = cohort.labels([0.5, 0.5]) == 1
     score = y + cohort.alike(0.3)
     found = metrics.resample(metrics.auroc, y, score, groups=cohort.of_N, draws=50, seed=3)
@@ -131,13 +131,11 @@ def test_the_simulation_draws_as_the_package_does():
     assert values == pytest.approx(np.r_[found.value, found.draws])
 
 
-def check(module, names, patients, cohorts, draws):
+def check(names, patients, cohorts, draws):
     """93 to 99 %, three standard errors of the simulation aside, or hardly any is printed."""
     for name in names:
         for count in patients:
-            one = interval_coverage.coverage(
-                interval_coverage.CASES[name], count, cohorts=cohorts, draws=draws, seed=1
-            )
+            one = coverage(CASES[name], count, cohorts=cohorts, draws=draws, seed=1)
             if count < 6:
                 assert one.printed == 0, (name, count)
             if one.printed < 0.1 * cohorts:
@@ -148,14 +146,14 @@ def check(module, names, patients, cohorts, draws):
 
 def test_intervals_hold_the_truth_or_are_withheld():
     names = "accuracy 0.75", "accuracies 0.9 and 0.88", "balanced accuracy, rare class (10 %)"
-    check(module, names, interval_coverage.PATIENTS, cohorts=150, draws=120)
-    check(module, ["AUROC 0.8, mixed", "AUROCs 0.8 and 0.7"], (4, 10), cohorts=100, draws=120)
-    check(module, ["AUROC 0.95, rare (20 %)"], (50,), cohorts=50, draws=120)
+    check(names, PATIENTS, cohorts=150, draws=120)
+    check(["AUROC 0.8, mixed", "AUROCs 0.8 and 0.7"], (4, 10), cohorts=100, draws=120)
+    check(["AUROC 0.95, rare (20 %)"], (50,), cohorts=50, draws=120)
 
 
 @pytest.mark.slow
 def test_all_intervals_hold_the_truth_or_are_withheld():
-    check(module, interval_coverage.CASES, interval_coverage.PATIENTS, cohorts=400, draws=300)
+    check(CASES, PATIENTS, cohorts=400, draws=300)
 
 
 # ---------------------------------------------------------------- what is said
