@@ -40,7 +40,7 @@ def test_every_learnable_parameter_gets_a_gradient_and_no_other(name, encoder):
 @pytest.mark.parametrize("name", protos("models"))
 def test_another_number_of_views_is_one_sentence(name):
     model = build(node_of(name, "no norm"))
-    with pytest.raises(UserError, match=f"views: {model.views} where the transform stands"):
+    with pytest.raises(UserError, match=f"write views={model.views}"):
         batch = {"labels": torch.zeros(2).long(), "seeds": torch.arange(2), **reports(2)}
         model(torch.rand(2, 3, 1, 32, 32), **batch)
 
