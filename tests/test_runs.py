@@ -199,7 +199,7 @@ def test_a_file_is_the_old_one_or_the_new_one(tmp_path):
         file.write(b"half")
         raise ZeroDivisionError
     with pytest.raises(UnicodeEncodeError):
-        files.write_text(path, "\udc80")
+        files.write_text(path, "\ud800")
     assert path.read_bytes() == b"old\n" and os.listdir(tmp_path) == ["a.txt"]
     files.write_text(tmp_path / ("n" * 250 + ".txt"), "names as long as the disk takes")
     umask = os.umask(0)
