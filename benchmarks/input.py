@@ -125,4 +125,5 @@ def profile(loader: Loader) -> None:
     console.result(text.getvalue())
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -65,4 +65,5 @@ def main() -> None:
     console.result(console.table(header, rows))
 
 
-main()
+if __name__ == "__main__":
+    main()

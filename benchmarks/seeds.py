@@ -43,4 +43,5 @@ def main() -> None:
     console.result(console.table(header, rows))
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -180,11 +181,16 @@ def _band(height: int, reach: int, sigma: float) -> Tensor:
     """
     divisors = (b for b in (32, 28, 24) if height % b == 0 and height > 96)
     block = next(divisors, height)
-    offset = torch.arange(-reach, reach + 1)
-    weights = torch.softmax(offset.square().mul(-0.5 / sigma**2), 0)  # exp, summing to 1
+    weights = torch.softmax(_squares(reach).mul(-0.5 / sigma**2), 0)  # exp, summing to 1
     band = torch.zeros(block, block + 2 * reach)
     band.as_strided((block, 2 * reach + 1), (block + 2 * reach + 1, 1)).copy_(weights)
     return band
+
+
+@cache
+def _squares(reach: int) -> Tensor:
+    """(2 reach + 1,): squared distances from the middle."""
+    return torch.arange(-reach, reach + 1).square()
 
 
 def _weigh(band: Tensor, padded_CHW: Tensor) -> Tensor:

@@ -206,16 +206,18 @@ class Pipeline:
             torch.default_generator.manual_seed(seed)  # that of the CPU alone
             if not self.views:
                 return {"images": self._normalised(self.evaluation(image_CHW))}
-            views = [self._normalised(draw(image_CHW)) for draw in self.drawn_by]
+            views = [draw(image_CHW) for draw in self.drawn_by]
             pair = self.drawn_by[0] is not self.drawn_by[-1]
             sample = {"images": self._together(views, "train", *["second"] * pair)}
             if self.local is not None and self.local_views:
-                crops = [self._normalised(self.local(image_CHW)) for _ in range(self.local_views)]
+                crops = [self.local(image_CHW) for _ in range(self.local_views)]
                 sample["local"] = self._together(crops, "local")
             return sample
 
     def _together(self, views: list[Tensor], *keys: str) -> Tensor:
-        """Views as one tensor; `keys` name the lists they were drawn by, for the error message."""
+        """Views as one tensor, normalised; `keys` name the lists they were drawn by, for the error
+        message.
+        """
         found = dict.fromkeys(" x ".join(map(str, view.shape[-2:])) for view in views)
         if len(found) > 1:
             names = " and ".join(f"{self.where}.{key}" for key in keys)
@@ -224,7 +226,8 @@ class Pipeline:
                 f"{names}: views of one image have {' and '.join(found)} pixels; end in one size, "
                 f"for example with RandomResizedCrop: {{size: [{size}]}}"
             )
-        return torch.stack(views)
+        # all views at once: small ones cost as many calls as large ones
+        return torch.stack(views).clamp_(0, 1).sub_(self.mean).div_(self.std)
 
     def _normalised(self, image_CHW: Tensor) -> Tensor:
         return image_CHW.clamp(0, 1).sub_(self.mean).div_(self.std)
