@@ -31,7 +31,7 @@ def run(where: Path, *command: str) -> str:
         [sys.executable, *command], cwd=where, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+    return done.stdout + done.stderr  # tables stand on one, sentences on the other
 
 
 @pytest.fixture
